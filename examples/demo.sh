@@ -1,0 +1,55 @@
+#!/bin/bash
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+# Started by ./dev demo, beside a broker whose URL is in OS_CONNECTION__URL.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CONFIG=examples/hello_world/etc/hello.conf
+LOG=$(mktemp)
+
+say() { printf '\ndemo: %s\n' "$*"; }
+
+# The command as a newcomer would type it, then what it prints.
+show() {
+    echo "\$ $*"
+    "$@" &
+    wait $! # unlike a command in the foreground, this lets a signal through at once
+}
+
+cleanup() {
+    local code=$?
+    trap - EXIT
+    trap '' INT TERM # a second Ctrl-C must not cut this short
+    if [ "$(jobs -pr)" ]; then
+        say "stopping the server"
+        kill -TERM $(jobs -pr)
+        wait
+    fi
+    if [ $code != 0 ] && [ $code -lt 128 ]; then # from 128 on it was a signal
+        say "something failed; the end of the server's log:"
+        tail -n 20 "$LOG"
+    fi
+    rm -f "$LOG"
+    exit $code
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say "starting the services of $CONFIG"
+echo "\$ tavrida-server --config-file $CONFIG"
+tavrida-server --config-file $CONFIG >"$LOG" 2>&1 &
+SERVER=$!
+for _ in $(seq 300); do
+    grep -q serving "$LOG" && break
+    kill -0 $SERVER 2>/dev/null || break
+    sleep 0.1
+done
+grep -m 1 serving "$LOG" || exit 1
+
+say "calling test_hello.hello and waiting for the answer"
+show tavrida call test_hello.hello param=123 --config-file $CONFIG
+
+say "the same as a cast: nobody waits, the broker keeps it until it is handled"
+show tavrida cast test_hello.hello param=123 --config-file $CONFIG
