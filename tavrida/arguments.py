@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""From the signature of a handler to a function that turns a payload into its arguments."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tavrida import exceptions
+
+#: payload -> keyword arguments; raises InvalidPayload.
+Arguments = Callable[[dict[str, Any]], dict[str, Any]]
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def arguments_of(function: Callable[..., Any], place: str, given: int = 2) -> Arguments:
+    """Return what makes the keyword arguments of a bound handler from a payload.
+
+    The first ``given`` parameters (message and proxy) are not the payload's. Annotated ones are
+    checked and converted by ``msgspec.convert``; those with a default may be absent; keys that
+    no parameter takes go to ``**kwargs`` or are ignored.
+
+    Raises:
+        InvalidHandler: the signature cannot work; ``place`` tells which.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    leading = [p for p in parameters[:given] if p.kind in (p.POSITIONAL_ONLY, _NAMED[0])]
+    if len(leading) < given:
+        raise exceptions.InvalidHandler(
+            f"{place} takes too few arguments: write it as (self, message, proxy, ...)"
+        )
+    rest = parameters[given:]
+    for parameter in rest:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            raise exceptions.InvalidHandler(
+                f"{place}: parameter {str(parameter)!r} cannot be filled from a payload, "
+                "whose values have names: make it an ordinary parameter"
+            )
+    hints = _hints(function, place)
+    named = [p for p in rest if p.kind in _NAMED]
+    names = frozenset(p.name for p in named)
+    takes_rest = any(p.kind is p.VAR_KEYWORD for p in rest)
+    shape = _shape(named, hints, place)
+
+    def arguments(payload: dict[str, Any]) -> dict[str, Any]:
+        try:
+            values = msgspec.structs.asdict(msgspec.convert(payload, shape))
+        except msgspec.ValidationError as error:
+            raise exceptions.InvalidPayload(str(error)) from None
+        # A parameter that the payload does not fill keeps the default of the function itself.
+        found = {name: value for name, value in values.items() if value is not msgspec.UNSET}
+        if takes_rest:
+            found.update((k, v) for k, v in payload.items() if k not in names)
+        return found
+
+    return arguments
+
+
+def _hints(function: Callable[..., Any], place: str) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise exceptions.InvalidHandler(
+            f"{place}: {error}; annotations are read when the server is built, so the name has "
+            "to be imported for real, not only under TYPE_CHECKING"
+        ) from None
+
+
+def _shape(named: list[inspect.Parameter], hints: dict[str, Any], place: str) -> type:
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for parameter in named:
+        hint = hints.get(parameter.name, Any)
+        if parameter.default is parameter.empty:
+            fields.append((parameter.name, hint))
+        else:
+            fields.append((parameter.name, hint | msgspec.UnsetType, msgspec.UNSET))
+    try:
+        shape = msgspec.defstruct("Payload", fields, kw_only=True)
+        msgspec.convert({}, shape)
+    except msgspec.ValidationError:
+        pass  # An empty payload does not fit; msgspec read the annotations, which was the point.
+    except (TypeError, ValueError) as error:
+        raise exceptions.InvalidHandler(f"{place}: {error}") from None
+    return shape

@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Assembly: from a configuration to the server that it describes."""
+
+from __future__ import annotations
+
+from tavrida import exceptions
+from tavrida.addresses import AddressBook
+from tavrida.dispatcher import Dispatcher
+from tavrida.options import Configuration, ServiceSection
+from tavrida.server import Server
+from tavrida.topology import Placement
+
+
+def assemble(configuration: Configuration) -> Server:
+    """Return the server that the configuration describes; it is not started.
+
+    Raises:
+        ConfigError: lists everything that cannot work.
+    """
+    services = configuration.services
+    exchanges = {service.name: service.exchange for service in services}
+    publishers = {
+        service.name: service.publish_exchange for service in services if service.publish_exchange
+    }
+    faults = exceptions.Faults()
+    placements = []
+    for service in services:
+        with faults.collected(f"[service:{service.name}] "):
+            placements.append(
+                _place(service, AddressBook(service.discovery, exchanges, publishers))
+            )
+    faults.check()
+    return Server.from_placements(configuration.connection, placements, configuration.server)
+
+
+def _place(service: ServiceSection, addresses: AddressBook) -> Placement:
+    try:
+        controller = service.controller(service.options)
+    except exceptions.ConfigError:
+        raise
+    except Exception as error:
+        raise exceptions.ConfigError(
+            f"{service.controller.__name__}() of controller cannot be made: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    dispatcher = Dispatcher(controller)
+    heard = {mark.entry_point.service for mark in dispatcher.subscriptions()}
+    for publisher in service.subscriptions or ():
+        if publisher not in heard:
+            raise exceptions.ConfigError(
+                f"subscriptions names {publisher!r}, but the controller has no "
+                f"subscription_method for it{exceptions.did_you_mean(publisher, heard)}"
+            )
+    return Placement(
+        dispatcher,
+        service.queue,
+        service.exchange,
+        addresses,
+        service.subscriptions,
+        tuple(controller.incoming_middleware),
+        tuple(controller.outgoing_middleware),
+    )

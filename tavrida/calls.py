@@ -1,0 +1,180 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that wait for their answer: the reply queue of a process, and who waits for what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from tavrida import envelope, exceptions
+from tavrida.loop import LoopThread
+from tavrida.messages import IncomingError, IncomingResponse, Request
+from tavrida.plugins.serializers import Serializers
+from tavrida.plugins.transports import Delivery, Done, Transport
+
+LOG = logging.getLogger(__name__)
+
+Answer = Future[IncomingResponse]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    answer: Answer
+    timer: asyncio.TimerHandle
+
+
+class Caller:
+    """Sends requests whose answers come to this process. ``ask`` is thread-safe.
+
+    Every answer ends: with the response, or with RemoteError, CallTimeout, CallInterrupted,
+    ServiceUnavailable, or why the request could not be sent.
+    """
+
+    def __init__(self, loop: LoopThread, transport: Transport, serializers: Serializers) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._serializers = serializers
+        self._waiters: dict[str, _Waiter] = {}
+        self._queue = ""
+        self._opening = asyncio.Lock()
+        #: Answers that nobody waited for any more.
+        self.late_answers = 0
+
+    def ask(
+        self,
+        request: Request,
+        timeout: float | None,
+        inherited: float | None,
+        send: Callable[[Request, Done], None],
+    ) -> Answer:
+        """Send a request by ``send``; return the future of its answer.
+
+        ``timeout`` is in seconds, None for the default; ``inherited`` is the deadline of what is
+        being handled, and the call does not outlive it.
+        """
+        if timeout is None:
+            timeout = self._transport.config.call_timeout
+        if timeout <= 0:
+            raise ValueError(f"timeout={timeout!r} should be more than 0 seconds")
+        own = time.time() + timeout
+        request.deadline = own if inherited is None else min(own, inherited)
+        answer: Answer = Future()
+        if self._queue:
+            self._send(request, answer, send, self._queue)
+        else:
+            self._loop.start(self._open_and_send(request, answer, send))
+        return answer
+
+    async def _open_and_send(
+        self, request: Request, answer: Answer, send: Callable[[Request, Done], None]
+    ) -> None:
+        try:
+            async with self._opening:
+                if not self._queue:
+                    async with asyncio.timeout(request.time_left):
+                        self._queue = await self._transport.reply_queue(self._on_answer)
+            self._send(request, answer, send, self._queue)
+        except TimeoutError:
+            _end(answer, self._timed_out(request))
+        except Exception as error:
+            _end(answer, error)
+
+    def _send(
+        self, request: Request, answer: Answer, send: Callable[[Request, Done], None], queue: str
+    ) -> None:
+        request.reply_to = queue
+
+        def sent(error: Exception | None) -> None:
+            if error is not None:
+                self._finish(request.request_id, error)
+
+        if self._loop.is_current:
+            self._wait_for(request, answer)
+        else:
+            self._loop.submit(self._wait_for, request, answer)
+        try:
+            send(request, sent)
+        except BaseException:
+            self._loop.submit(self._finish, request.request_id, None)
+            raise
+
+    def _wait_for(self, request: Request, answer: Answer) -> None:
+        if request.reply_to != self._queue:
+            _end(answer, _interrupted(request))
+            return
+        timer = self._loop.loop.call_later(request.time_left or 0, self._expire, request)
+        self._waiters[request.request_id] = _Waiter(answer, timer)
+
+    def _expire(self, request: Request) -> None:
+        self._finish(request.request_id, self._timed_out(request))
+
+    def _timed_out(self, request: Request) -> exceptions.CallTimeout:
+        return exceptions.CallTimeout(
+            f"no answer from {request.destination} in time; the request may still be handled"
+        )
+
+    def _finish(self, request_id: str, outcome: IncomingResponse | Exception | None) -> None:
+        waiter = self._waiters.pop(request_id, None)
+        if waiter is not None:
+            waiter.timer.cancel()
+            if outcome is not None:
+                _end(waiter.answer, outcome)
+
+    def _on_answer(self, delivery: Delivery) -> None:
+        try:
+            message = envelope.decode(
+                delivery.properties,
+                delivery.body,
+                delivery.routing_key,
+                self._serializers.by_content_type,
+                default=self._serializers.default,
+            )
+        except exceptions.MalformedMessage as error:
+            # Tell the one who waits, if the message says who that is.
+            key = (delivery.properties.headers or {}).get("request_id")
+            self._finish(str(key or delivery.properties.correlation_id), error)
+            return
+        # A foreign service copies the correlation id only, which stands for both then.
+        if message.request_id not in self._waiters:
+            self.late_answers += 1
+            LOG.debug("Dropped a late answer from %s.", message.source)
+        elif isinstance(message, IncomingError):
+            self._finish(message.request_id, exceptions.RemoteError(message.payload))
+        elif isinstance(message, IncomingResponse):
+            self._finish(message.request_id, message)
+        else:
+            # No type at all is how a foreign service answers: decode takes it for a request.
+            response = IncomingResponse(message.payload, message.context, message.extra_headers)
+            response.correlation_id = message.correlation_id
+            response.request_id = message.request_id
+            self._finish(message.request_id, response)
+
+    def interrupt(self) -> None:
+        """End all waiting: the reply queue is gone with its connection. Called on the loop."""
+        self._queue = ""
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            waiter.timer.cancel()
+            _end(waiter.answer, _interrupted())
+
+
+def _interrupted(request: Request | None = None) -> exceptions.CallInterrupted:
+    what = f" of {request.destination}" if request else ""
+    return exceptions.CallInterrupted(
+        f"the connection was lost while the answer{what} was awaited; the request may or may not "
+        "have been handled"
+    )
+
+
+def _end(answer: Answer, outcome: IncomingResponse | Exception) -> None:
+    if answer.done():  # The one who waited cancelled it.
+        return
+    if isinstance(outcome, Exception):
+        answer.set_exception(outcome)
+    else:
+        answer.set_result(outcome)

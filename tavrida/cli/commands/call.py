@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""``tavrida call``, ``tavrida cast`` and ``tavrida publish``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from cliff.show import ShowOne
+
+from tavrida import exceptions
+from tavrida.cli.application import TavridaCommand
+from tavrida.entry_point import EntryPoint
+
+
+class Sending(TavridaCommand):
+    """What the three commands share: where to send, and what."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("entry_point", metavar="SERVICE.METHOD")
+        parser.add_argument(
+            "values",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="a value of the payload: JSON where it reads as JSON, else a string",
+        )
+        parser.add_argument("--json", metavar="'{...}'", help="the whole payload instead")
+        parser.add_argument(
+            "--config-file", action="append", default=[], help="an ini; may be given repeatedly"
+        )
+        parser.add_argument("--config-dir", action="append", default=[], help="a folder of them")
+        parser.add_argument("--url", help="where the broker is, instead of [connection] url")
+        parser.add_argument("--exchange", help="where to send, instead of what discovery says")
+        parser.add_argument("--serializer", default="json", help="the plugin that writes the body")
+        return parser
+
+    def client(self, args: argparse.Namespace, source: str = "tavrida_cli") -> Any:
+        """Return a client for the service, and the payload."""
+        import dataclasses
+
+        from tavrida import options
+        from tavrida.client import RPCClient
+
+        target = EntryPoint.parse(args.entry_point)
+        files = [f"--config-file={path}" for path in args.config_file]
+        folders = [f"--config-dir={path}" for path in args.config_dir]
+        conf = options.parse([*files, *folders], "tavrida")
+        config, discovery = options.read_client(conf, target.service)
+        if args.url:
+            config = dataclasses.replace(config, url=args.url)
+        if args.exchange:
+            discovery.register_remote_service(target.service, args.exchange)
+            discovery.register_local_publisher(target.service, args.exchange)
+        return RPCClient(
+            config,
+            discovery=discovery,
+            source=source,
+            serializer=args.serializer,
+        )
+
+    def payload(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Return the payload that the command line gives."""
+        if args.json is not None:
+            if args.values:
+                raise exceptions.ConfigError("give either KEY=VALUE or --json, not both")
+            try:
+                payload = json.loads(args.json)
+            except ValueError as error:
+                raise exceptions.ConfigError(f"--json is no JSON: {error}") from None
+            if not isinstance(payload, dict):
+                raise exceptions.ConfigError('--json is no object: write it as {"key": ...}')
+            return payload
+        return dict(map(_pair, args.values))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise exceptions.ConfigError(f"{text!r} is no KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+class Call(Sending, ShowOne):
+    """Send a request and show the payload of its answer"""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--timeout", type=float, metavar="SECONDS", help="how long to wait for the answer"
+        )
+        return parser
+
+    def take_action(self, args: argparse.Namespace) -> tuple[list[str], list[Any]]:
+        payload = self.payload(args)
+        target = EntryPoint.parse(args.entry_point)
+        if args.timeout is not None and args.timeout <= 0:
+            raise exceptions.ConfigError(f"--timeout {args.timeout} should be more than 0 seconds")
+        with self.client(args) as client:
+            answer = client[target.service][target.method](**payload).call(timeout=args.timeout)
+        return list(answer.payload), list(answer.payload.values())
+
+
+class Cast(Sending):
+    """Send a request one way; done when the broker has it"""
+
+    def take_action(self, args: argparse.Namespace) -> None:
+        payload = self.payload(args)
+        target = EntryPoint.parse(args.entry_point)
+        with self.client(args) as client:
+            client[target.service][target.method](**payload).cast()
+
+
+class Publish(Sending):
+    """Publish a notification; done when the broker has it"""
+
+    def take_action(self, args: argparse.Namespace) -> None:
+        payload = self.payload(args)
+        with self.client(args, source=args.entry_point) as client:
+            client.publish(**payload)

@@ -1,0 +1,249 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Settings as plain, frozen data: the connection, the server, the log.
+
+Each field carries its help text and limits, so that the ini options (``tavrida.options``), the
+sample file and the checks of a program that sets them in code have one source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from tavrida import exceptions
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the word that every configuration library uses
+    *,
+    minimum: float | None = None,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    """Return a dataclass field that is an option with a help text and limits as well."""
+    return dataclasses.field(
+        default=default,
+        repr=not secret,
+        metadata={"help": help, "minimum": minimum, "choices": choices, "secret": secret},
+    )
+
+
+def options_of(cls: type) -> list[dataclasses.Field[Any]]:
+    """Return those fields of a settings class that are options."""
+    return [field for field in dataclasses.fields(cls) if field.metadata]
+
+
+def _check(settings: Any) -> None:
+    """Raise ConfigError with every option that is out of its limits or of the wrong type."""
+    faults = []
+    types = typing.get_type_hints(type(settings))
+    for field in options_of(type(settings)):
+        value = getattr(settings, field.name)
+        minimum, choices = field.metadata["minimum"], field.metadata["choices"]
+        expected = typing.get_origin(types[field.name]) or types[field.name]
+        accepted = (int, float) if expected is float else expected
+        if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
+            faults.append(f"{field.name}={value!r} should be of type {expected.__name__}")
+        elif minimum is not None and value < minimum:
+            faults.append(f"{field.name}={value!r} should be at least {minimum}")
+        elif choices and value not in choices:
+            faults.append(f"{field.name}={value!r} should be one of {', '.join(choices)}")
+    if faults:
+        raise exceptions.ConfigError(*faults)
+
+
+def redact(url: str) -> str:
+    """Return the url with the password left out, fit for logs and messages."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(
+        parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user name and password for the broker. The password never shows in ``repr``."""
+
+    username: str
+    password: str = dataclasses.field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionConfig:
+    """How to reach the broker; the ``[connection]`` section of the ini.
+
+    Either a host with credentials, as in ``ConnectionConfig("localhost", Credentials("guest",
+    "guest"))``, or ``url``, which may name several nodes of a cluster and wins over the host.
+
+    ``async_engine`` belongs to servers made in code: True runs up to ``concurrency`` handlers
+    side by side, False one at a time in the order of the queue.
+
+    Raises:
+        ConfigError: an option is of the wrong type or out of its limits; names all of them.
+    """
+
+    host: str = "localhost"
+    credentials: Credentials = Credentials("guest", "guest")
+    port: int = 5672
+    virtual_host: str = "/"
+    _: KW_ONLY
+    async_engine: bool = False
+    url: tuple[str, ...] = option(
+        (),
+        "Where the broker is: amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST, amqps:// with TLS. "
+        "Several nodes of a cluster: a comma between the urls. The scheme picks the transport. "
+        "A virtual host '/' is written %2F, a dollar sign $$.",
+        secret=True,
+    )
+    heartbeat: int = option(
+        30, "Seconds between heartbeats; 0 turns them off. Below 5 gives false alarms.", minimum=0
+    )
+    socket_timeout: float = option(
+        5.0, "Seconds that one attempt to connect to one node may take.", minimum=0.1
+    )
+    connection_attempts: int = option(
+        3, "How often a client tries all nodes before its call fails.", minimum=1
+    )
+    reconnect_attempts: int = option(
+        -1,
+        "How often a server tries all nodes, at start and after a loss; -1 for ever.",
+        minimum=-1,
+    )
+    retry_delay: float = option(
+        1.0,
+        "Seconds between the first two attempts; doubles with each one, with jitter.",
+        minimum=0.01,
+    )
+    max_retry_delay: float = option(30.0, "Seconds between two attempts at most.", minimum=0.01)
+    publish_timeout: float = option(
+        30.0, "Seconds within which the broker has to confirm a message.", minimum=0.1
+    )
+    call_timeout: float = option(
+        30.0,
+        "Seconds that a call waits for its answer where the caller gives no time-out.",
+        minimum=0.001,
+    )
+    max_unconfirmed: int = option(
+        1000, "Messages that may await their confirm; a sender over that waits.", minimum=1
+    )
+    max_message_size: int = option(
+        16_777_216,
+        "Bytes of a body at most; larger ones are refused before they are sent. RabbitMQ 4's own "
+        "limit is the default here.",
+        minimum=1,
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.url, str):
+            object.__setattr__(self, "url", tuple(u.strip() for u in self.url.split(",")))
+        _check(self)
+        schemes = {urlsplit(url).scheme for url in self.urls}
+        if len(schemes) > 1:
+            raise exceptions.ConfigError(
+                f"url names several transports, {', '.join(sorted(schemes))}: "
+                "all nodes of one cluster have the same scheme"
+            )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The url of every node; made from host and credentials where ``url`` is not given."""
+        if self.url:
+            return self.url
+        user = quote(self.credentials.username, safe="")
+        password = quote(self.credentials.password, safe="")
+        vhost = quote(self.virtual_host, safe="")
+        return (f"amqp://{user}:{password}@{self.host}:{self.port}/{vhost}",)
+
+    @property
+    def scheme(self) -> str:
+        """The part of the url before "://", which is the name of the transport plugin."""
+        return urlsplit(self.urls[0]).scheme
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What a server may be told; the ``[server]`` section and the keyword arguments of Server.
+
+    Raises:
+        ConfigError: an option is of the wrong type or out of its limits; names all of them.
+    """
+
+    services: tuple[str, ...] = option(
+        (), "The services to run: names of [service:NAME] sections, or of installed controllers."
+    )
+    concurrency: int = option(
+        10, "How many handlers run side by side; 1 keeps the order of the queue.", minimum=1
+    )
+    prefetch: int = option(
+        0,
+        "Deliveries that a queue hands over ahead of their handlers; 0 follows concurrency.",
+        minimum=0,
+    )
+    queue_type: str = option(
+        "quorum",
+        "The type of the queues. Quorum queues are replicated in a cluster; classic ones are "
+        "faster on a single node. A queue that exists keeps its type.",
+        choices=("quorum", "classic"),
+    )
+    delivery_limit: int = option(
+        20,
+        "How often a quorum queue delivers a message that kills its process before it goes to "
+        "QUEUE.dead.",
+        minimum=1,
+    )
+    serializer: str = option("json", "The plugin that writes bodies (tavrida.serializers).")
+    accept: tuple[str, ...] = option(
+        ("json", "msgpack"), "The plugins that read bodies, chosen by their content type."
+    )
+    incoming_middleware: tuple[str, ...] = option(
+        (), "Plugins (tavrida.middleware) that see every message before its handler, in order."
+    )
+    outgoing_middleware: tuple[str, ...] = option(
+        (), "Plugins (tavrida.middleware) that see every message before it is sent, in order."
+    )
+    graceful_timeout: float = option(
+        30.0, "Seconds that running handlers get to finish when the server stops.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_keywords(cls, keywords: dict[str, Any]) -> ServerSettings:
+        """Return the settings that keyword arguments give.
+
+        Raises:
+            ConfigError: for a keyword that is no option, with the nearest one that is.
+        """
+        names = [field.name for field in options_of(cls) if field.name != "services"]
+        unknown = [
+            f"Server() has no argument {name!r}{exceptions.did_you_mean(name, names)}"
+            for name in keywords
+            if name not in names
+        ]
+        if unknown:
+            raise exceptions.ConfigError(*unknown)
+        return cls(**keywords)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """The ``[log]`` section; used by the commands, never by the library."""
+
+    level: str = option(
+        "INFO", "The lowest level that is logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+    )
+    format: str = option(
+        "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        "The format of a line, as Python's logging takes it. A percent sign is written once.",
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)

@@ -1,0 +1,189 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""The decorators, which only mark, and the Dispatcher: the handlers of one controller."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tavrida import exceptions, messages
+from tavrida.arguments import Arguments, arguments_of
+from tavrida.entry_point import EntryPoint
+
+_SERVICE = "__tavrida_service__"
+_MARKS = "__tavrida_marks__"
+
+Class = TypeVar("Class", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a decorator says of a method: it handles this kind of message of this entry point."""
+
+    kind: str
+    entry_point: EntryPoint
+
+
+def rpc_service(service_name: str) -> Callable[[Class], Class]:
+    """Mark a controller class as the one that serves ``service_name``."""
+    EntryPoint(service_name)
+
+    def mark(cls: Class) -> Class:
+        if not isinstance(cls, type):
+            raise exceptions.InvalidHandler(
+                f"@rpc_service({service_name!r}) stands over {cls!r}: it belongs over a class"
+            )
+        setattr(cls, _SERVICE, service_name)
+        return cls
+
+    return mark
+
+
+def rpc_method(service: str, method: str) -> Callable[[Function], Function]:
+    """Mark a method as the handler of requests to ``service.method``."""
+    return _marking(messages.REQUEST, service, method)
+
+
+def rpc_response_method(service: str, method: str) -> Callable[[Function], Function]:
+    """Mark a method as the handler of answers from ``service.method``."""
+    return _marking(messages.RESPONSE, service, method)
+
+
+def rpc_error_method(service: str, method: str) -> Callable[[Function], Function]:
+    """Mark a method, which takes the error and the proxy only, as that of errors from there."""
+    return _marking(messages.ERROR, service, method)
+
+
+def subscription_method(service: str, method: str) -> Callable[[Function], Function]:
+    """Mark a method as the handler of the notifications that ``service.method`` publishes."""
+    return _marking(messages.NOTIFICATION, service, method)
+
+
+def _marking(kind: str, service: str, method: str) -> Callable[[Function], Function]:
+    mark = Mark(kind, EntryPoint.parse(f"{service}.{method}"))
+
+    def attach(function: Function) -> Function:
+        if not inspect.isfunction(function):
+            raise exceptions.InvalidHandler(
+                f"the decorator for the {kind} of {mark.entry_point} stands over {function!r}: it "
+                "belongs directly over a method"
+            )
+        setattr(function, _MARKS, (*getattr(function, _MARKS, ()), mark))
+        return function
+
+    return attach
+
+
+def place_of(thing: Any) -> str:
+    """Return "module.Class.method (file:line)" of a class or function, for messages."""
+    name = f"{thing.__module__}.{thing.__qualname__}"
+    try:
+        lines = inspect.getsourcelines(thing)
+        return f"{name} ({inspect.getsourcefile(thing)}:{lines[1]})"
+    except (OSError, TypeError):  # Made at a prompt or by exec: there is no file to name.
+        return name
+
+
+def service_of(controller: type) -> str:
+    """Return the name of the service that a controller class serves.
+
+    Raises:
+        InvalidHandler: the class has no ``@rpc_service``.
+    """
+    name = getattr(controller, _SERVICE, None)
+    if name is None:
+        raise exceptions.InvalidHandler(
+            f"{place_of(controller)} does not say which service it is: put "
+            '@dispatcher.rpc_service("NAME") over the class'
+        )
+    return str(name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handler:
+    """One method of a controller, ready to run."""
+
+    mark: Mark
+    service: str
+    controller: Any
+    function: Callable[..., Any]
+    is_async: bool
+    arguments: Arguments
+    place: str
+
+
+class Dispatcher:
+    """The handlers of one controller object, found once, by what the decorators marked.
+
+    Raises:
+        InvalidHandler: a handler's signature or mark cannot work.
+        HandlerConflict: two methods handle the same message; names both places.
+        ConfigError: several of these.
+    """
+
+    def __init__(self, controller: Any) -> None:
+        cls = type(controller)
+        self.controller = controller
+        self.service = service_of(cls)
+        self.handlers: dict[Mark, Handler] = {}
+        faults = exceptions.Faults()
+        marked = _marked(cls)
+        for name, function in marked:
+            for mark in getattr(function, _MARKS):
+                with faults.collected():
+                    self._add(mark, getattr(controller, name), place_of(function))
+        faults.check()
+        if not marked:
+            raise exceptions.InvalidHandler(
+                f"{place_of(cls)} has no handlers: put @dispatcher.rpc_method(service="
+                f'"{self.service}", method="NAME") over a method'
+            )
+
+    def subscriptions(self) -> list[Mark]:
+        """Return the notifications that the controller handles."""
+        return [mark for mark in self.handlers if mark.kind == messages.NOTIFICATION]
+
+    def _add(self, mark: Mark, function: Callable[..., Any], place: str) -> None:
+        other = self.handlers.get(mark)
+        if other is not None:
+            raise exceptions.HandlerConflict(
+                f"{place} and {other.place} both handle the {mark.kind} of {mark.entry_point}: "
+                "remove one of the decorators"
+            )
+        if mark.kind == messages.REQUEST and mark.entry_point.service != self.service:
+            raise exceptions.InvalidHandler(
+                f"{place} handles requests to {mark.entry_point}, but its class serves "
+                f"{self.service!r}: requests can only be handled by their own service"
+            )
+        arguments = arguments_of(function, place)
+        if mark.kind == messages.ERROR:
+            if len(inspect.signature(function).parameters) != 2:
+                raise exceptions.InvalidHandler(
+                    f"{place} handles errors, so it takes (self, error, proxy) and nothing else"
+                )
+            arguments = _no_arguments
+        self.handlers[mark] = Handler(
+            mark,
+            self.service,
+            self.controller,
+            function,
+            inspect.iscoroutinefunction(function),
+            arguments,
+            place,
+        )
+
+
+def _no_arguments(payload: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _marked(cls: type) -> list[tuple[str, Any]]:
+    """The marked functions of a class and its bases, as Python would look them up."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        found.update(vars(base))
+    return [(name, value) for name, value in found.items() if hasattr(value, _MARKS)]

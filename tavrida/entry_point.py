@@ -1,0 +1,74 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""EntryPoint: the name "service.method" that addresses a handler, also the routing key."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+from tavrida import exceptions
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
+#: AMQP's short strings, routing keys among them, hold 255 bytes.
+MAX_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EntryPoint:
+    """A service and one of its methods; without a method it names the service only.
+
+    Names are ASCII letters, digits, ``_`` and ``-``; "." , "*" and "#" have a meaning in topic
+    routing keys (AMQP 0-9-1, section 3.1.3.3).
+    """
+
+    service: str
+    method: str = ""
+
+    def __post_init__(self) -> None:
+        for name in (self.service, self.method) if self.method else (self.service,):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                raise exceptions.WrongEntryPoint(
+                    f"{name!r} is no name of a service or method: "
+                    "use letters, digits, '_' and '-' as in 'test_hello.hello'"
+                )
+        if len(self.service) + len(self.method) >= MAX_LENGTH:
+            raise exceptions.WrongEntryPoint(
+                f"{str(self)[:40]!r}... is longer than {MAX_LENGTH} characters"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.service}.{self.method}" if self.method else self.service
+
+    @classmethod
+    def parse(cls, text: str | EntryPoint) -> EntryPoint:
+        """Return the entry point that "service.method" names.
+
+        Raises:
+            WrongEntryPoint: the text is anything else.
+        """
+        if isinstance(text, EntryPoint):
+            return text
+        point = _parse(text)
+        if not point.method:
+            raise exceptions.WrongEntryPoint(
+                f"{text!r} names no method: write it as 'service.method'"
+            )
+        return point
+
+    @classmethod
+    def parse_source(cls, text: str | EntryPoint) -> EntryPoint:
+        """Return the entry point of "service.method" or, for mere clients, of "name"."""
+        return text if isinstance(text, EntryPoint) else _parse(text)
+
+
+# A process sees the same few names again and again; the bound keeps made-up ones from piling up.
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str) -> EntryPoint:
+    if not isinstance(text, str) or text.count(".") > 1 or text.endswith("."):
+        raise exceptions.WrongEntryPoint(
+            f"{text!r} is no entry point: write it as 'service.method'"
+        )
+    return EntryPoint(*text.split("."))

@@ -1,0 +1,279 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""The wire format: (properties, headers, body) <-> message. docs/wire-format.md defines it.
+
+AMQP properties carry what AMQP has a property for, the headers table the rest, and the body is
+``{"context": {...}, "payload": {...}}`` in the serializer that ``content_type`` names. The reader
+is tolerant where clients without tavrida differ (no ``type`` is a request, no destination is the
+routing key, a body without the envelope is the payload) and strict in everything else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tavrida import exceptions, messages
+from tavrida.entry_point import MAX_LENGTH, EntryPoint
+from tavrida.messages import IncomingMessage, Message
+
+#: Names in ``message.headers`` that tavrida fills in; users cannot add headers of these names.
+RESERVED = frozenset(
+    {
+        "correlation_id",
+        "request_id",
+        "message_id",
+        "message_type",
+        "reply_to",
+        "source",
+        "destination",
+        "deadline",
+    }
+)
+
+_ENVELOPE = {"context", "payload"}
+_INT64 = 2**63
+
+
+class Codec(Protocol):
+    """What the envelope needs of a serializer."""
+
+    @property
+    def content_type(self) -> str: ...
+
+    def encode(self, data: Any) -> bytes: ...
+
+    def decode(self, body: bytes) -> Any: ...
+
+
+class ReadProperties(Protocol):
+    """The properties of a delivery, named as AMQP 0-9-1 names them; None where absent."""
+
+    content_type: str | None
+    headers: Mapping[str, Any] | None
+    correlation_id: str | None
+    reply_to: str | None
+    message_id: str | None
+    type: str | None
+    app_id: str | None
+
+
+@dataclass(slots=True)
+class Properties:
+    """The properties of a message that is sent. ``expiration`` is in milliseconds."""
+
+    content_type: str = ""
+    headers: dict[str, Any] = field(default_factory=dict)
+    correlation_id: str = ""
+    reply_to: str = ""
+    message_id: str = ""
+    type: str = ""
+    app_id: str = ""
+    timestamp: int = 0
+    expiration: int | None = None
+
+
+class _Identifiers:
+    """64 random bits a process and a count: a tenth of the price of a random number each."""
+
+    def __init__(self) -> None:
+        self.renew()
+        # A forked child would go on with its parent's identifiers.
+        os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self._prefix = secrets.token_hex(8)
+        self._next = itertools.count(1).__next__
+
+    def __call__(self) -> str:
+        return f"{self._prefix}{self._next():x}"
+
+
+#: Returns an identifier that no other process, thread or call gets.
+new_id = _Identifiers()
+
+
+def check_headers(headers: Mapping[str, Any]) -> None:
+    """Check that users may add these headers.
+
+    Raises:
+        MessageError: a name is tavrida's own or too long, or a value is none that all AMQP
+            clients can read.
+    """
+    for name, value in headers.items():
+        if not isinstance(name, str) or not 0 < len(name.encode()) <= 128 or name in RESERVED:
+            raise exceptions.MessageError(
+                f"header {name!r} cannot be set: use a string of 1 to 128 bytes other than "
+                f"{', '.join(sorted(RESERVED))}"
+            )
+        is_small = not isinstance(value, int) or -_INT64 <= value < _INT64
+        if not isinstance(value, str | int | None) or not is_small:
+            raise exceptions.MessageError(
+                f"header {name!r} cannot be {value!r}: use a string, an integer of 64 bits, a "
+                "bool or None"
+            )
+
+
+def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[Properties, bytes]:
+    """Return what goes on the wire for a message whose identifiers are all filled in.
+
+    Raises:
+        MessageError: the payload or context cannot be written by the serializer, or a text is
+            longer than AMQP allows. Names the key.
+    """
+    headers = dict(message.extra_headers)
+    headers["request_id"] = message.request_id
+    if message.destination is not None:
+        headers["destination"] = str(message.destination)
+    expiration = None
+    if message.deadline is not None:
+        # Milliseconds: pika cannot write the floats of AMQP's field tables.
+        headers["deadline"] = int(1000 * message.deadline)
+        if message.message_type == messages.REQUEST:
+            # The broker drops a request that nobody can answer in time any more.
+            expiration = max(1, int(1000 * (message.deadline - time.time())))
+    properties = Properties(
+        codec.content_type,
+        headers,
+        message.correlation_id,
+        message.reply_to,
+        message.message_id,
+        message.message_type,
+        str(message.source or ""),
+        int(time.time()),
+        expiration,
+    )
+    for name in ("correlation_id", "reply_to", "message_id", "app_id"):
+        value = getattr(properties, name)
+        if len(value) > MAX_LENGTH or len(value.encode()) > MAX_LENGTH:
+            raise exceptions.MessageError(
+                f"{name} {value[:40]!r}... is longer than the {MAX_LENGTH} bytes that AMQP allows"
+            )
+    body: dict[str, Any] = message.payload
+    if enveloped:
+        body = {"context": message.context, "payload": message.payload}
+    try:
+        return properties, codec.encode(body)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _unwritable(message, codec, error) from None
+
+
+def _unwritable(message: Message, codec: Codec, error: Exception) -> exceptions.MessageError:
+    """Find the value that cannot be written; only failures pay for the search."""
+    for part in ("payload", "context"):
+        for key, value in getattr(message, part).items():
+            try:
+                codec.encode({key: value})
+            except (TypeError, ValueError, OverflowError, RecursionError) as reason:
+                return exceptions.MessageError(
+                    f"{part} key {key!r} of the {message.message_type} cannot be written as "
+                    f"{codec.content_type}: {reason}"
+                )
+    return exceptions.MessageError(f"the {message.message_type} cannot be written: {error}")
+
+
+def decode(
+    properties: ReadProperties,
+    body: bytes,
+    routing_key: str,
+    codecs: Mapping[str, Codec],
+    *,
+    default: Codec,
+    redelivered: bool = False,
+) -> IncomingMessage:
+    """Return the message that arrived.
+
+    ``codecs`` are by content type; ``default`` reads what names none.
+
+    Raises:
+        MalformedMessage: anything in it is not as the wire format says; names what and why.
+    """
+    headers = dict(properties.headers or {})
+    kind = properties.type or messages.REQUEST
+    cls = messages.INCOMING.get(kind)
+    if cls is None:
+        raise exceptions.MalformedMessage(
+            f"type {kind[:40]!r} is none of {', '.join(messages.KINDS)}"
+        )
+    codec = codecs.get(properties.content_type) if properties.content_type else default
+    if codec is None:
+        raise exceptions.MalformedMessage(
+            f"content type {str(properties.content_type)[:40]!r} is not accepted here; "
+            f"accepted: {', '.join(sorted(codecs))}"
+        )
+    context, payload, is_enveloped = _split(_read(body, codec))
+    destination = _text(headers, "destination")
+    if not destination and kind == messages.REQUEST:
+        destination = routing_key
+    source = properties.app_id or (routing_key if kind == messages.NOTIFICATION else "")
+    deadline = headers.pop("deadline", None)
+    if deadline is not None and not isinstance(deadline, int):
+        raise exceptions.MalformedMessage(
+            f"header 'deadline' is {deadline!r}, not a number of milliseconds"
+        )
+    correlation_id = properties.correlation_id or ""
+    return cls(
+        payload,
+        context,
+        correlation_id=correlation_id,
+        # Whoever answers without tavrida copies the correlation id only.
+        request_id=_text(headers, "request_id") or correlation_id,
+        message_id=properties.message_id or "",
+        source=_point(source, "app_id", complete=False),
+        destination=_point(destination, "destination", complete=kind == messages.REQUEST),
+        reply_to=properties.reply_to or "",
+        deadline=None if deadline is None else deadline / 1000,
+        extra_headers=headers,
+        redelivered=redelivered,
+        content_type=codec.content_type,
+        is_enveloped=is_enveloped,
+    )
+
+
+def _read(body: bytes, codec: Codec) -> Any:
+    if not body:
+        return {}
+    try:
+        return codec.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise exceptions.MalformedMessage(
+            f"the body cannot be read as {codec.content_type}: {error}"
+        ) from None
+
+
+def _split(data: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Return context, payload and whether the body had the envelope."""
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise exceptions.MalformedMessage(
+            f"the body should be an object with names, not {type(data).__name__}"
+        )
+    if data.keys() != _ENVELOPE:
+        return {}, data, False
+    for part in ("context", "payload"):
+        value = data[part]
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise exceptions.MalformedMessage(
+                f"{part!r} in the body should be an object with names, not {type(value).__name__}"
+            )
+    return data["context"], data["payload"], True
+
+
+def _text(headers: dict[str, Any], name: str) -> str:
+    value = headers.pop(name, "")
+    if not isinstance(value, str):
+        raise exceptions.MalformedMessage(f"header {name!r} is {value!r}, not a string")
+    return value
+
+
+def _point(text: str, name: str, *, complete: bool) -> EntryPoint | None:
+    if not text and not complete:
+        return None
+    try:
+        return EntryPoint.parse(text) if complete else EntryPoint.parse_source(text)
+    except exceptions.WrongEntryPoint as error:
+        raise exceptions.MalformedMessage(f"{name}: {error}") from None

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Transports: what carries messages. Plugins of the namespace tavrida.transports.
+
+The scheme of ``[connection] url`` is the name of the plugin.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tavrida.config import ConnectionConfig
+from tavrida.envelope import Properties, ReadProperties
+from tavrida.loop import LoopThread
+from tavrida.topology import Topology
+
+#: Called with None when the broker has the message, or with why it has not.
+Done = Callable[[Exception | None], None]
+
+
+class Delivery(Protocol):
+    """A message that was handed to a consumer. Settle it once, on the loop.
+
+    Settling after the connection was lost does nothing: the broker delivers it again.
+    """
+
+    body: bytes
+    properties: ReadProperties
+    exchange: str
+    routing_key: str
+    redelivered: bool
+    queue: str
+
+    def ack(self) -> None:
+        """Tell the broker to forget the message."""
+
+    def requeue(self) -> None:
+        """Give the message back untouched; it is delivered again, here or elsewhere."""
+
+    def reject(self) -> None:
+        """Have the broker move the message to the dead-letter queue of its queue."""
+
+
+OnDelivery = Callable[[Delivery], None]
+
+
+@dataclass(slots=True, eq=False)
+class Publication:
+    """A message on its way to an exchange; the default exchange is ""."""
+
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: Properties
+    #: True: it is an error when no queue takes the message.
+    is_mandatory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What a transport tells its owner, on the loop."""
+
+    #: The connection was lost; the transport goes on to make a new one.
+    lost: Callable[[str], None]
+    #: Everything that was declared and consumed is in place again on a new connection.
+    restored: Callable[[], None]
+    #: No connection could be made any more; the transport gave up.
+    failed: Callable[[Exception], None]
+
+
+class Transport(abc.ABC):
+    """One connection to a broker, which repairs itself.
+
+    All methods are called on the loop. What was declared and consumed is declared and consumed
+    again after each reconnect, before publications go on.
+    """
+
+    def __init__(
+        self, config: ConnectionConfig, loop: LoopThread, name: str, events: Events
+    ) -> None:
+        self.config = config
+        self.loop = loop
+        #: What an operator sees in the broker's list of connections.
+        self.name = name
+        self.events = events
+
+    @abc.abstractmethod
+    async def open(self, attempts: int) -> None:
+        """Connect. ``attempts`` rounds over all nodes at most, -1 for ever.
+
+        Raises:
+            ConnectionFailed: no node could be reached, or the broker refuses these credentials
+                or this virtual host.
+        """
+
+    @abc.abstractmethod
+    async def declare(self, topology: Topology) -> None:
+        """Declare exchanges, queues and bindings; those that exist already are left as they are.
+
+        Raises:
+            TopologyConflict: one exists with other properties; names both.
+        """
+
+    @abc.abstractmethod
+    async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
+        """Have at most ``prefetch`` unsettled deliveries of the queue handed over at a time."""
+
+    @abc.abstractmethod
+    async def reply_queue(self, on_delivery: OnDelivery) -> str:
+        """Return the name of a queue of this connection only, whose deliveries need no ack.
+
+        It dies with the connection; ask again after ``Events.lost``.
+        """
+
+    @abc.abstractmethod
+    async def cancel(self) -> None:
+        """Stop all consuming for good. What was delivered may still be settled."""
+
+    @abc.abstractmethod
+    def publish(self, publication: Publication, done: Done) -> None:
+        """Send a message; ``done`` is called exactly once, within ``publish_timeout``.
+
+        ``done`` gets None when the broker confirmed it, ServiceUnavailable when it is mandatory
+        and no queue takes it or the exchange does not exist, PublishFailed when the broker
+        refused it, PublishTimeout when there was no confirm in time. A message without a confirm
+        is sent again, with the same ``message_id``, on the next connection.
+        """
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Send what is written already, settlements among it, then close. Never raises."""

@@ -1,0 +1,327 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Server: runs controllers on the queues of a broker."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from tavrida import dispatcher, exceptions, plugins
+from tavrida.addresses import AddressBook
+from tavrida.calls import Caller
+from tavrida.config import ConnectionConfig, ServerSettings, redact
+from tavrida.discovery import LocalDiscovery
+from tavrida.dispatcher import Dispatcher
+from tavrida.loop import LoopThread
+from tavrida.middleware import Middleware
+from tavrida.plugins.serializers import Serializers
+from tavrida.plugins.transports import Events, Transport
+from tavrida.processing import Processor
+from tavrida.publishing import Publisher
+from tavrida.router import Router
+from tavrida.service import ServiceController
+from tavrida.topology import Placement, topology_of
+
+LOG = logging.getLogger(__name__)
+
+
+class Server:
+    """Serves controllers until it is stopped. Building it connects to nothing.
+
+    ``Server(config, queue_name, exchange_name, [HelloController])`` has all controllers of the
+    list share one queue and one exchange; other keyword arguments are the options of the ini's
+    ``[server]`` section, such as ``queue_type="classic"``. One handler runs at a time, in the
+    order of the queue, unless ``config.async_engine`` is True.
+
+    Raises:
+        ConfigError: the controllers, the options or a plugin cannot work (HandlerConflict,
+            InvalidHandler, PluginError among others); says which and what to do.
+    """
+
+    def __init__(
+        self,
+        config: ConnectionConfig,
+        queue_name: str,
+        exchange_name: str,
+        service_list: Sequence[type[ServiceController]],
+        **settings: Any,
+    ) -> None:
+        chosen = ServerSettings.from_keywords(
+            settings if config.async_engine else {"concurrency": 1, **settings}
+        )
+        if not config.async_engine and chosen.concurrency != 1:
+            raise exceptions.ConfigError(
+                f"concurrency={chosen.concurrency} has no effect with async_engine=False, which "
+                "runs one handler at a time: set ConnectionConfig(async_engine=True)"
+            )
+        if not service_list:
+            raise exceptions.ConfigError("service_list is empty: name at least one controller")
+        faults = exceptions.Faults()
+        dispatchers = []
+        for cls in service_list:
+            with faults.collected():
+                dispatchers.append(Dispatcher(_controller(cls)))
+        faults.check()
+        exchanges = {each.service: exchange_name for each in dispatchers}
+        self._build(
+            config,
+            [
+                Placement(
+                    each,
+                    queue_name,
+                    exchange_name,
+                    AddressBook(each.controller.get_discovery() or LocalDiscovery(), exchanges),
+                    None,
+                    tuple(each.controller.incoming_middleware),
+                    tuple(each.controller.outgoing_middleware),
+                )
+                for each in dispatchers
+            ],
+            chosen,
+        )
+
+    @classmethod
+    def from_placements(
+        cls, config: ConnectionConfig, placements: Sequence[Placement], settings: ServerSettings
+    ) -> Self:
+        """Return a server whose controllers have queues, exchanges and discovery of their own."""
+        server = cls.__new__(cls)
+        server._build(config, placements, settings)  # noqa: SLF001 - the other constructor
+        return server
+
+    def _build(
+        self, config: ConnectionConfig, placements: Sequence[Placement], settings: ServerSettings
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        faults = exceptions.Faults()
+        with faults.collected():
+            placements = [_with_middleware(each, settings) for each in placements]
+        self.placements = tuple(placements)
+        with faults.collected():
+            self.topology = topology_of(placements, settings.queue_type, settings.delivery_limit)
+        with faults.collected():
+            self._serializers = Serializers(settings.serializer, settings.accept)
+        with faults.collected():
+            self._transport_class = plugins.load(
+                plugins.TRANSPORTS,
+                config.scheme,
+                Transport,  # type: ignore[type-abstract]
+            )
+        shared: dict[str, list[Placement]] = {}
+        for placement in placements:
+            shared.setdefault(placement.queue, []).append(placement)
+        self._queues: list[tuple[str, Router, dict[str, Placement]]] = []
+        for queue, sharing in shared.items():
+            with faults.collected():
+                router = Router(each.dispatcher for each in sharing)
+                self._queues.append(
+                    (queue, router, {each.dispatcher.service: each for each in sharing})
+                )
+        faults.check()
+        self._loop: LoopThread | None = None
+        self._wake = threading.Event()
+        self._is_stop_requested = False
+        self._failure: Exception | None = None
+        self._signals = 0
+
+    def start(self) -> None:
+        """Connect, declare and serve in the background; return when messages are coming in.
+
+        Waits for a broker that is not up yet, as long as ``reconnect_attempts`` allows.
+
+        Raises:
+            ConnectionFailed: the broker cannot be reached, or refuses the user or virtual host.
+            TopologyConflict: a queue or exchange exists with other properties.
+        """
+        if self._loop is not None:
+            raise exceptions.ConfigError("this server was started already")
+        self._is_stop_requested = False
+        self._failure = None
+        self._loop = loop = LoopThread("tavrida-server")
+        starting = loop.start(self._start(loop))
+        starting.add_done_callback(lambda future: self._wake.set())
+        # Not starting.result(): request_stop() shall end this waiting, which may be long.
+        while not starting.done() and not self._is_stop_requested:
+            self._wait()
+        if starting.done():
+            try:
+                starting.result()
+            except BaseException:
+                self._abandon()
+                raise
+        else:
+            self._abandon()
+
+    def _wait(self) -> None:
+        """Wait until something that this object's owner waits for may have happened."""
+        self._wake.wait()
+        self._wake.clear()
+
+    async def _start(self, loop: LoopThread) -> None:
+        settings = self.settings
+        names = ",".join(p.dispatcher.service for p in self.placements)
+        name = f"tavrida {names[:150]}@{socket.gethostname()} {os.getpid()}"
+        events = Events(self._lost, lambda: None, self._failed)
+        # A broker that blocks publishers blocks their whole connection, so consuming has its own.
+        self._consuming = self._transport_class(self.config, loop, f"{name} in", events)
+        self._publishing = self._transport_class(
+            self.config,
+            loop,
+            f"{name} out",
+            Events(lambda reason: None, lambda: None, self._failed),
+        )
+        self._caller = Caller(loop, self._consuming, self._serializers)
+        self._processor = Processor(
+            loop,
+            Publisher(loop, self._publishing),
+            self._caller,
+            self._serializers,
+            settings.concurrency,
+        )
+        await self._consuming.open(self.config.reconnect_attempts)
+        await self._publishing.open(self.config.reconnect_attempts)
+        await self._consuming.declare(self.topology)
+        prefetch = settings.prefetch or settings.concurrency
+        for queue, router, services in self._queues:
+            receive = functools.partial(self._processor.receive, router=router, placements=services)
+            await self._consuming.consume(queue, prefetch, receive)
+        LOG.info(
+            "tavrida %s is serving %s on %s, %d at a time.",
+            plugins.version(),
+            ", ".join(
+                f"{p.dispatcher.service} (queue {p.queue}, exchange {p.exchange})"
+                for p in self.placements
+            ),
+            ", ".join(map(redact, self.config.urls)),
+            settings.concurrency,
+        )
+
+    def _lost(self, reason: str) -> None:
+        self._caller.interrupt()
+
+    def _failed(self, error: Exception) -> None:
+        self._failure = error
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop gracefully: finish what runs, for ``graceful_timeout`` at most, then disconnect.
+
+        Deliveries that did not end by then go back to their queues. Thread-safe, idempotent;
+        from inside a handler, use ``request_stop``.
+        """
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        try:
+            left = loop.run(self._stop())
+        finally:
+            loop.stop()
+            self.request_stop()
+        if left:
+            LOG.warning(
+                "Stopped with %d handlers still running after %s s (graceful_timeout); their "
+                "messages go back to the queue.",
+                left,
+                self.settings.graceful_timeout,
+            )
+        LOG.info("tavrida stopped.")
+
+    async def _stop(self) -> int:
+        await self._consuming.cancel()
+        left = await self._processor.drain(self.settings.graceful_timeout)
+        self._caller.interrupt()
+        # Acknowledgements are on this one; they are written before it closes.
+        await self._consuming.close()
+        await self._publishing.close()
+        return left
+
+    def _abandon(self) -> None:
+        """Stop at once, without waiting for handlers."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
+
+    def request_stop(self) -> None:
+        """Make ``run`` return soon. May be called from handlers and signal handlers."""
+        self._is_stop_requested = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Serve until SIGTERM, SIGINT or ``request_stop``, then stop gracefully.
+
+        In the main thread it takes the two signals over while it runs; a second one stops at
+        once. Raises as ``start``, and ConnectionFailed when the broker was lost for good.
+        """
+        previous = self._take_signals()
+        try:
+            self.start()
+            if self._loop is None:  # a signal came while it was starting
+                return
+            while not self._is_stop_requested and self._failure is None:
+                self._wait()
+            self.stop()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _take_signals(self) -> Mapping[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {n: signal.signal(n, self._on_signal) for n in (signal.SIGTERM, signal.SIGINT)}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            # Handlers may be stuck, and their threads with them: nothing more to wait for.
+            os._exit(128 + number)
+        LOG.info("Got %s: stopping. A second one stops at once.", signal.Signals(number).name)
+        self.request_stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _controller(cls: type[ServiceController]) -> ServiceController:
+    if not (isinstance(cls, type) and issubclass(cls, ServiceController)):
+        raise exceptions.ConfigError(
+            f"{cls!r} in service_list is no controller: name a class that derives from "
+            "tavrida.service.ServiceController"
+        )
+    dispatcher.service_of(cls)
+    return cls()
+
+
+def _with_middleware(placement: Placement, settings: ServerSettings) -> Placement:
+    """Put the whole server's middleware around that of the controller."""
+    if not settings.incoming_middleware and not settings.outgoing_middleware:
+        return placement
+
+    def load(name: str) -> Middleware:
+        return plugins.load(plugins.MIDDLEWARE, name, Middleware)()
+
+    return dataclasses.replace(
+        placement,
+        incoming=(*map(load, settings.incoming_middleware), *placement.incoming),
+        outgoing=(*placement.outgoing, *map(load, settings.outgoing_middleware)),
+    )

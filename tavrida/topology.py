@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Topology as data: which exchanges, queues and bindings a set of services needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tavrida import exceptions
+from tavrida.addresses import AddressBook
+from tavrida.dispatcher import Dispatcher
+from tavrida.middleware import Middleware
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable topic exchange."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue. What it cannot deliver goes to the queue ``dead_letter_to``, if any.
+
+    ``delivery_limit`` is how often a quorum queue hands over a message that nobody settles.
+    """
+
+    name: str
+    type: str
+    dead_letter_to: str = ""
+    delivery_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Binding:
+    """What comes to the exchange with a matching routing key goes to the queue."""
+
+    exchange: str
+    queue: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything to declare, each thing once. Declaring it again changes nothing."""
+
+    exchanges: tuple[Exchange, ...] = ()
+    queues: tuple[Queue, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Where one controller lives: its queue, its exchange, and how it finds other services.
+
+    ``subscriptions`` limits which services it hears; None means all that it has handlers for.
+    """
+
+    dispatcher: Dispatcher
+    queue: str
+    exchange: str
+    addresses: AddressBook
+    subscriptions: Sequence[str] | None = None
+    incoming: Sequence[Middleware] = ()
+    outgoing: Sequence[Middleware] = ()
+
+
+def dead_letter_queue(queue: str) -> str:
+    """Return the name of the queue that keeps what a queue's handlers could not handle."""
+    return f"{queue}.dead"
+
+
+def topology_of(
+    placements: Iterable[Placement], queue_type: str, delivery_limit: int | None
+) -> Topology:
+    """Return what the services need to be declared.
+
+    Raises:
+        ConfigError: a subscription's publisher is not known to discovery; names the handler.
+    """
+    exchanges: set[str] = set()
+    queues: set[str] = set()
+    bindings: set[Binding] = set()
+    faults = []
+    for placement in placements:
+        service = placement.dispatcher.service
+        exchanges.add(placement.exchange)
+        queues.add(placement.queue)
+        # All methods, known or not: an unknown one shall be answered, not left to time out.
+        # The bare name is the address of answers.
+        for key in (f"{service}.*", service):
+            bindings.add(Binding(placement.exchange, placement.queue, key))
+        # Unknown: it publishes nothing, or is told so when it tries.
+        with contextlib.suppress(exceptions.ServiceUnknown):
+            exchanges.add(placement.addresses.local_publisher(service))
+        for mark in placement.dispatcher.subscriptions():
+            publisher = mark.entry_point.service
+            if placement.subscriptions is not None and publisher not in placement.subscriptions:
+                continue
+            try:
+                exchange = placement.addresses.remote_publisher(publisher)
+            except exceptions.ServiceUnknown as error:
+                place = placement.dispatcher.handlers[mark].place
+                faults.append(f"{place} subscribes to {mark.entry_point}: {error}")
+                continue
+            exchanges.add(exchange)
+            bindings.add(Binding(exchange, placement.queue, str(mark.entry_point)))
+    if faults:
+        raise exceptions.ConfigError(*faults)
+    limit = delivery_limit if queue_type == "quorum" else None
+    return Topology(
+        tuple(Exchange(name) for name in sorted(exchanges)),
+        # The dead-letter queues first, so that there is never a time without them.
+        tuple(Queue(dead_letter_queue(name), queue_type) for name in sorted(queues))
+        + tuple(Queue(name, queue_type, dead_letter_queue(name), limit) for name in sorted(queues)),
+        tuple(sorted(bindings)),
+    )
