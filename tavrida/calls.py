@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from tavrida import envelope, exceptions
+from tavrida import envelope, exceptions, messages
 from tavrida.loop import LoopThread
 from tavrida.messages import IncomingError, IncomingResponse, Request
 from tavrida.plugins.serializers import Serializers
@@ -133,6 +133,7 @@ class Caller:
                 delivery.routing_key,
                 self._serializers.by_content_type,
                 default=self._serializers.default,
+                untyped=messages.RESPONSE,
             )
         except exceptions.MalformedMessage as error:
             # Tell the one who waits, if the message says who that is.
@@ -148,11 +149,10 @@ class Caller:
         elif isinstance(message, IncomingResponse):
             self._finish(message.request_id, message)
         else:
-            # No type at all is how a foreign service answers: decode takes it for a request.
-            response = IncomingResponse(message.payload, message.context, message.extra_headers)
-            response.correlation_id = message.correlation_id
-            response.request_id = message.request_id
-            self._finish(message.request_id, response)
+            self._finish(
+                message.request_id,
+                exceptions.MalformedMessage(f"the answer is a {message.message_type}"),
+            )
 
     def interrupt(self) -> None:
         """End all waiting: the reply queue is gone with its connection. Called on the loop."""

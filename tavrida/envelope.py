@@ -184,17 +184,19 @@ def decode(
     codecs: Mapping[str, Codec],
     *,
     default: Codec,
+    untyped: str = messages.REQUEST,
     redelivered: bool = False,
 ) -> IncomingMessage:
     """Return the message that arrived.
 
-    ``codecs`` are by content type; ``default`` reads what names none.
+    ``codecs`` are by content type; ``default`` reads what names none. ``untyped`` is the kind of
+    a message without a ``type``.
 
     Raises:
         MalformedMessage: anything in it is not as the wire format says; names what and why.
     """
     headers = dict(properties.headers or {})
-    kind = properties.type or messages.REQUEST
+    kind = properties.type or untyped
     cls = messages.INCOMING.get(kind)
     if cls is None:
         raise exceptions.MalformedMessage(

@@ -570,12 +570,13 @@ def _address_answer(answer: Message, request: Message) -> None:
 def _unreadable(delivery: Delivery) -> IncomingMessage:
     """What can be said of a message that cannot be decoded: whom to answer, if anybody."""
     properties = delivery.properties
-    request_id = (properties.headers or {}).get("request_id")
+    told = (properties.headers or {}).get("request_id")
+    request_id = told if isinstance(told, str) else ""
     is_request = (properties.type or messages.REQUEST) not in messages.KINDS[1:]
     correlation_id = properties.correlation_id or ""
     return IncomingRequest(
         correlation_id=correlation_id,
-        request_id=request_id if isinstance(request_id, str) else correlation_id,
+        request_id=request_id or correlation_id,
         reply_to=properties.reply_to or "" if is_request else "",
         is_enveloped=bool(request_id),
     )

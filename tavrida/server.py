@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -148,32 +149,34 @@ class Server:
         self._is_stop_requested = False
         self._failure = None
         self._loop = loop = LoopThread("tavrida-server")
-        starting = loop.start(self._start(loop))
+        self._assemble(loop)
+        starting = loop.start(self._start())
         starting.add_done_callback(lambda future: self._wake.set())
         # Not starting.result(): request_stop() shall end this waiting, which may be long.
-        while not starting.done() and not self._is_stop_requested:
+        while not (starting.done() or self._is_stop_requested or self._failure):
             self._wait()
-        if starting.done():
-            try:
-                starting.result()
-            except BaseException:
-                self._abandon()
-                raise
-        else:
-            self._abandon()
+        error = self._failure
+        if error is None and starting.done():
+            error = starting.exception()
+            if error is None:
+                return
+        self._abandon(starting)
+        if error is not None:
+            raise error
 
     def _wait(self) -> None:
         """Wait until something that this object's owner waits for may have happened."""
         self._wake.wait()
         self._wake.clear()
 
-    async def _start(self, loop: LoopThread) -> None:
-        settings = self.settings
+    def _assemble(self, loop: LoopThread) -> None:
+        """Make what one run of the server consists of."""
         names = ",".join(p.dispatcher.service for p in self.placements)
         name = f"tavrida {names[:150]}@{socket.gethostname()} {os.getpid()}"
-        events = Events(self._lost, lambda: None, self._failed)
         # A broker that blocks publishers blocks their whole connection, so consuming has its own.
-        self._consuming = self._transport_class(self.config, loop, f"{name} in", events)
+        self._consuming = self._transport_class(
+            self.config, loop, f"{name} in", Events(self._lost, lambda: None, self._failed)
+        )
         self._publishing = self._transport_class(
             self.config,
             loop,
@@ -186,8 +189,11 @@ class Server:
             Publisher(loop, self._publishing),
             self._caller,
             self._serializers,
-            settings.concurrency,
+            self.settings.concurrency,
         )
+
+    async def _start(self) -> None:
+        settings = self.settings
         await self._consuming.open(self.config.reconnect_attempts)
         await self._publishing.open(self.config.reconnect_attempts)
         await self._consuming.declare(self.topology)
@@ -240,15 +246,20 @@ class Server:
         await self._consuming.cancel()
         left = await self._processor.drain(self.settings.graceful_timeout)
         self._caller.interrupt()
-        # Acknowledgements are on this one; they are written before it closes.
-        await self._consuming.close()
-        await self._publishing.close()
+        await self._disconnect()
         return left
 
-    def _abandon(self) -> None:
+    async def _disconnect(self) -> None:
+        # Acknowledgements are on the first; they are written before it closes.
+        await self._consuming.close()
+        await self._publishing.close()
+
+    def _abandon(self, starting: Future[None]) -> None:
         """Stop at once, without waiting for handlers."""
+        starting.cancel()
         loop, self._loop = self._loop, None
         if loop is not None:
+            loop.run(self._disconnect())
             loop.stop()
 
     def request_stop(self) -> None:

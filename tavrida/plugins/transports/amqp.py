@@ -24,7 +24,7 @@ import re
 import secrets
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,6 +57,7 @@ _NOT_FOUND = 404
 _ACCESS_REFUSED = 403
 _PRECONDITION_FAILED = 406
 
+_AMQP_VALUE = re.compile(r"the value '(.*?)' of type '\w+'")
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>queue|exchange) '(?P<thing>[^']+)'.*"
     r"received (?P<new>.+) but current is (?P<old>.+)"
@@ -238,14 +239,26 @@ class AMQPTransport(Transport):
             on_close_callback=self._on_connection_closed,
             custom_ioloop=self.loop.loop,
         )
-        await opened
+        try:
+            await opened
+        except asyncio.CancelledError:
+            connection.close()  # it may be half open
+            raise
         self._connection = connection
         self._is_blocked = False
         self._lost = asyncio.get_running_loop().create_future()
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
         try:
-            await self._restore(connection)
+            async with asyncio.timeout(self.config.publish_timeout):
+                await self._restore(connection)
+        except TimeoutError:
+            # A queue without a leader answers nothing; whoever waits on would idle in silence.
+            self._drop(connection)
+            raise exceptions.ConnectionFailed(
+                f"{redact(url)} was connected, but did not declare and consume within "
+                f"{self.config.publish_timeout} s (publish_timeout); has a queue lost its leader?"
+            ) from None
         except (pika.exceptions.AMQPError, exceptions.TransportError) as error:
             self._drop(connection)
             if isinstance(error, exceptions.TopologyConflict) and not self._was_open:
@@ -308,12 +321,27 @@ class AMQPTransport(Transport):
     # -- declaring
 
     async def declare(self, topology: Topology) -> None:
+        self._topologies[topology] = None
+        try:
+            await self._apply(lambda: self._declare(topology))
+        except exceptions.TransportError:
+            del self._topologies[topology]
+            raise
+
+    async def _apply(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Do what ``_restore`` does too; when the connection goes meanwhile, that has done it."""
         await self._ready.wait()
         try:
-            await self._declare(topology)
-        except pika.exceptions.AMQPError as error:
-            raise exceptions.TransportError(f"cannot declare: {_text(error)}") from error
-        self._topologies[topology] = None
+            async with asyncio.timeout(self.config.publish_timeout):
+                await action()
+        except pika.exceptions.ChannelClosedByBroker as error:
+            raise exceptions.TransportError(f"the broker refused: {_text(error)}") from error
+        except pika.exceptions.AMQPError:
+            await self._ready.wait()
+        except TimeoutError:
+            LOG.warning("%s: the broker did not answer in time.", self.name)
+            self._drop(self._connection)
+            await self._ready.wait()
 
     async def _declare(self, topology: Topology) -> None:
         assert self._connection is not None
@@ -342,10 +370,9 @@ class AMQPTransport(Transport):
     # -- consuming
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
-        await self._ready.wait()
         consumer = _Consumer(queue, prefetch, on_delivery)
-        await self._start_consumer(consumer)
         self._consumers.append(consumer)
+        await self._apply(lambda: self._start_consumer(consumer))
 
     async def _start_consumer(self, consumer: _Consumer) -> None:
         assert self._consuming is not None
@@ -401,8 +428,10 @@ class AMQPTransport(Transport):
         if channel is None or not channel.pika.is_open:
             return
         tags = [f"{self.name[:100]} {consumer.queue}"[:255] for consumer in consumers]
-        with contextlib.suppress(pika.exceptions.AMQPError):  # no channel, no consumers
-            await asyncio.gather(*(channel.ask(channel.pika.basic_cancel, tag) for tag in tags))
+        # No channel, no consumers; and closing ends those that the broker does not answer for.
+        with contextlib.suppress(pika.exceptions.AMQPError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await asyncio.gather(*(channel.ask(channel.pika.basic_cancel, t) for t in tags))
 
     def _on_cancelled(self, frame: Any) -> None:
         LOG.warning(
@@ -644,9 +673,10 @@ def _conflict(error: pika.exceptions.ChannelClosedByBroker) -> exceptions.Transp
     found = _INEQUIVALENT.search(error.reply_text)
     if found is None:
         return exceptions.TopologyConflict(f"cannot declare: {error.reply_text}")
+    old, new = (_AMQP_VALUE.sub(r"'\1'", found[key]) for key in ("old", "new"))
     return exceptions.TopologyConflict(
         f"{found['kind']} {found['thing']!r} exists already with other properties: "
-        f"{found['name']} is {found['old']}, wanted is {found['new']}. Set it in the "
+        f"{found['name']} is {old}, wanted is {new}. Set it in the "
         f"configuration as it is, or delete the {found['kind']} when it is empty and start again."
     )
 
@@ -658,7 +688,7 @@ def _connection_failed(url: str, error: BaseException | str) -> exceptions.Conne
         f"RabbitMQ at {parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
     )
     vhost = pika.URLParameters(url).virtual_host
-    text = str(error)
+    text = error if isinstance(error, str) else repr(error)  # str() of some of pika's is empty
     if isinstance(error, pika.exceptions.ProbableAuthenticationError):
         return exceptions.ConnectionFailed(
             f"{where} refused user {parts.username!r}: wrong user name or password (or 'guest' "
