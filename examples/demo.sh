@@ -51,5 +51,23 @@ grep -m 1 serving "$LOG" || exit 1
 say "calling test_hello.hello and waiting for the answer"
 show tavrida call test_hello.hello param=123 --config-file $CONFIG
 
-say "the same as a cast: nobody waits, the broker keeps it until it is handled"
-show tavrida cast test_hello.hello param=123 --config-file $CONFIG
+say "a request that its handler refuses: the caller hears why (exit code 1)"
+show tavrida call test_world.world param=-1 --config-file $CONFIG || true
+
+say "one that does not fit the handler, which is not run"
+show tavrida call test_world.world param=many --config-file $CONFIG || true
+
+say "a cast: nobody waits, the broker keeps it until it is handled"
+show tavrida cast test_hello.hello param=124 --config-file $CONFIG
+
+say "a notification, for whoever subscribed"
+show tavrida publish test_hello.hello param="from the shell" --config-file $CONFIG
+
+say "what the services printed meanwhile: requests, answers and notifications between the two"
+for _ in $(seq 50); do
+    grep -q "from the shell" "$LOG" && break
+    sleep 0.1
+done
+grep -v -e ' INFO ' -e Traceback -e '^  ' "$LOG" | head -n 40
+
+say "next: read examples/hello_world/README.md, change hello.py, and run this again"

@@ -42,29 +42,54 @@ def arguments_of(function: Callable[..., Any], place: str, given: int = 2) -> Ar
                 f"{place}: parameter {str(parameter)!r} cannot be filled from a payload, "
                 "whose values have names: make it an ordinary parameter"
             )
-    hints = _hints(function, place)
     named = [p for p in rest if p.kind in _NAMED]
-    names = frozenset(p.name for p in named)
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in rest)
+    hints = _hints(function, place, {p.name for p in named})
+    taken = {p.name for p in parameters[:given] if p.kind is _NAMED[0]} | _first_of(function)
+    names = frozenset(p.name for p in named)
     shape = _shape(named, hints, place)
 
     def arguments(payload: dict[str, Any]) -> dict[str, Any]:
         try:
             values = msgspec.structs.asdict(msgspec.convert(payload, shape))
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, RecursionError) as error:
             raise exceptions.InvalidPayload(str(error)) from None
         # A parameter that the payload does not fill keeps the default of the function itself.
         found = {name: value for name, value in values.items() if value is not msgspec.UNSET}
         if takes_rest:
-            found.update((k, v) for k, v in payload.items() if k not in names)
+            more = {k: v for k, v in payload.items() if k not in names}
+            if not taken.isdisjoint(more):
+                raise exceptions.InvalidPayload(
+                    f"keys that the handler itself takes: {', '.join(sorted(taken & more.keys()))}"
+                )
+            found |= more
         return found
 
     return arguments
 
 
-def _hints(function: Callable[..., Any], place: str) -> dict[str, Any]:
+def _first_of(function: Callable[..., Any]) -> set[str]:
+    """The name of ``self`` or ``cls``, which a bound method has filled already."""
+    under = getattr(function, "__func__", None)
+    return set(list(inspect.signature(under).parameters)[:1]) if under else set()
+
+
+def _hints(function: Callable[..., Any], place: str, names: set[str]) -> dict[str, Any]:
+    under = inspect.unwrap(getattr(function, "__func__", function))
+    annotations = getattr(under, "__annotations__", {})
+
+    def payload_only() -> None: ...
+
+    # What the payload does not fill is not read: it may be imported for type checkers only.
+    payload_only.__annotations__ = {k: v for k, v in annotations.items() if k in names}
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(
+            payload_only, getattr(under, "__globals__", {}), include_extras=True
+        )
+    except (AttributeError, SyntaxError, TypeError) as error:
+        raise exceptions.InvalidHandler(
+            f"{place}: an annotation cannot be read: {' '.join(str(error).split())}"
+        ) from None
     except NameError as error:
         raise exceptions.InvalidHandler(
             f"{place}: {error}; annotations are read when the server is built, so the name has "

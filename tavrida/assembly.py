@@ -4,12 +4,25 @@
 
 from __future__ import annotations
 
-from tavrida import exceptions
+from tavrida import exceptions, options
 from tavrida.addresses import AddressBook
 from tavrida.dispatcher import Dispatcher
 from tavrida.options import Configuration, ServiceSection
 from tavrida.server import Server
 from tavrida.topology import Placement
+
+
+def load(conf: options.Parsed) -> tuple[Server, Configuration]:
+    """Return the server that the parsed files describe, and their configuration.
+
+    Raises:
+        ConfigError: lists everything that is wrong, in the files and in what they name.
+    """
+    configuration, faults = options.survey(conf)
+    with faults.collected():
+        server = assemble(configuration)
+    faults.check()
+    return server, configuration
 
 
 def assemble(configuration: Configuration) -> Server:

@@ -160,6 +160,8 @@ class _Link:
 
     def __init__(self, config: ConnectionConfig, serializers: Serializers) -> None:
         cls = plugins.load(plugins.TRANSPORTS, config.scheme, Transport)  # type: ignore[type-abstract]
+        for url in config.urls:
+            cls.check_url(url)
         self.loop = LoopThread("tavrida-client")
         name = f"tavrida client@{socket.gethostname()} {os.getpid()}"
         events = Events(self._lost, lambda: None, self._failed)

@@ -9,6 +9,8 @@ sample file and the checks of a program that sets them in code have one source.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import typing
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -47,8 +49,11 @@ def _check(settings: Any) -> None:
         minimum, choices = field.metadata["minimum"], field.metadata["choices"]
         expected = typing.get_origin(types[field.name]) or types[field.name]
         accepted = (int, float) if expected is float else expected
+        shown = f"{field.name}=***" if field.metadata["secret"] else f"{field.name}={value!r}"
         if not isinstance(value, accepted) or (isinstance(value, bool) and expected is not bool):
-            faults.append(f"{field.name}={value!r} should be of type {expected.__name__}")
+            faults.append(f"{shown} should be of type {expected.__name__}")
+        elif expected is float and not math.isfinite(value):
+            faults.append(f"{shown} should be a finite number")
         elif minimum is not None and value < minimum:
             faults.append(f"{field.name}={value!r} should be at least {minimum}")
         elif choices and value not in choices:
@@ -65,6 +70,17 @@ def redact(url: str) -> str:
     return urlunsplit(
         parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
     )
+
+
+def _fault_of(url: str) -> str:
+    """Return why a url is none that any transport could read, or nothing."""
+    try:
+        if urlsplit(url).scheme:
+            return ""
+        why = f"{url!r} has no scheme"
+    except ValueError as error:
+        why = f"it is none ({error})"
+    return f"{why}: write it as amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +158,26 @@ class ConnectionConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.url, str):
-            object.__setattr__(self, "url", tuple(u.strip() for u in self.url.split(",")))
+            urls = [url.strip() for url in self.url.split(",")]
+            object.__setattr__(self, "url", tuple(filter(None, urls)))
         _check(self)
+        faults = [
+            f"{name} should be of type {kind.__name__}, not {type(value).__name__}"
+            for name, value, kind in (
+                ("host", self.host, str),
+                ("port", self.port, int),
+                ("virtual_host", self.virtual_host, str),
+                ("credentials", self.credentials, Credentials),
+                *(("each url", url, str) for url in self.url),
+            )
+            if not isinstance(value, kind)
+        ]
+        if not faults:
+            if not 0 < self.port < 65536:
+                faults.append(f"port={self.port!r} should be from 1 to 65535")
+            faults += [f"url: {fault}" for fault in map(_fault_of, self.url) if fault]
+        if faults:
+            raise exceptions.ConfigError(*faults)
         schemes = {urlsplit(url).scheme for url in self.urls}
         if len(schemes) > 1:
             raise exceptions.ConfigError(
@@ -159,7 +193,8 @@ class ConnectionConfig:
         user = quote(self.credentials.username, safe="")
         password = quote(self.credentials.password, safe="")
         vhost = quote(self.virtual_host, safe="")
-        return (f"amqp://{user}:{password}@{self.host}:{self.port}/{vhost}",)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (f"amqp://{user}:{password}@{host}:{self.port}/{vhost}",)
 
     @property
     def scheme(self) -> str:
@@ -247,3 +282,10 @@ class LogSettings:
 
     def __post_init__(self) -> None:
         _check(self)
+        try:
+            logging.Formatter(self.format).format(logging.makeLogRecord({}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise exceptions.ConfigError(
+                f"format: {self.format!r} cannot be written: {error}; %(message)s is the text, and "
+                "Python's logging documents the others"
+            ) from None

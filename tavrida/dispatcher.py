@@ -64,7 +64,9 @@ def subscription_method(service: str, method: str) -> Callable[[Function], Funct
 
 
 def _marking(kind: str, service: str, method: str) -> Callable[[Function], Function]:
-    mark = Mark(kind, EntryPoint.parse(f"{service}.{method}"))
+    if not method:
+        raise exceptions.WrongEntryPoint(f"{method!r} is no name of a method")
+    mark = Mark(kind, EntryPoint(service, method))
 
     def attach(function: Function) -> Function:
         if not inspect.isfunction(function):
@@ -159,6 +161,10 @@ class Dispatcher:
                 f"{place} handles requests to {mark.entry_point}, but its class serves "
                 f"{self.service!r}: requests can only be handled by their own service"
             )
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise exceptions.InvalidHandler(
+                f"{place} has a yield, so calling it would only make a generator: return instead"
+            )
         arguments = arguments_of(function, place)
         if mark.kind == messages.ERROR:
             if len(inspect.signature(function).parameters) != 2:
@@ -186,4 +192,10 @@ def _marked(cls: type) -> list[tuple[str, Any]]:
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         found.update(vars(base))
-    return [(name, value) for name, value in found.items() if hasattr(value, _MARKS)]
+    # staticmethod and classmethod keep the marked function inside.
+    functions = {name: getattr(value, "__func__", value) for name, value in found.items()}
+    return [
+        (name, function)
+        for name, function in functions.items()
+        if inspect.isfunction(function) and hasattr(function, _MARKS)
+    ]

@@ -28,7 +28,7 @@ class EntryPoint:
     method: str = ""
 
     def __post_init__(self) -> None:
-        for name in (self.service, self.method) if self.method else (self.service,):
+        for name in (self.service,) if self.method == "" else (self.service, self.method):
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise exceptions.WrongEntryPoint(
                     f"{name!r} is no name of a service or method: "
@@ -51,7 +51,7 @@ class EntryPoint:
         """
         if isinstance(text, EntryPoint):
             return text
-        point = _parse(text)
+        point = _parse_text(text)
         if not point.method:
             raise exceptions.WrongEntryPoint(
                 f"{text!r} names no method: write it as 'service.method'"
@@ -61,13 +61,21 @@ class EntryPoint:
     @classmethod
     def parse_source(cls, text: str | EntryPoint) -> EntryPoint:
         """Return the entry point of "service.method" or, for mere clients, of "name"."""
-        return text if isinstance(text, EntryPoint) else _parse(text)
+        return text if isinstance(text, EntryPoint) else _parse_text(text)
+
+
+def _parse_text(text: object) -> EntryPoint:
+    if not isinstance(text, str):  # also what cannot be hashed
+        raise exceptions.WrongEntryPoint(
+            f"{text!r} is no entry point: write it as 'service.method'"
+        )
+    return _parse(text)
 
 
 # A process sees the same few names again and again; the bound keeps made-up ones from piling up.
 @functools.lru_cache(maxsize=4096)
 def _parse(text: str) -> EntryPoint:
-    if not isinstance(text, str) or text.count(".") > 1 or text.endswith("."):
+    if text.count(".") > 1 or text.endswith("."):
         raise exceptions.WrongEntryPoint(
             f"{text!r} is no entry point: write it as 'service.method'"
         )

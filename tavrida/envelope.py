@@ -39,6 +39,9 @@ RESERVED = frozenset(
 _ENVELOPE = {"context", "payload"}
 _INT64 = 2**63
 
+#: Bytes of a text in a user's header, far below a frame's 128 kB, which all headers share.
+MAX_HEADER = 16_384
+
 
 class Codec(Protocol):
     """What the envelope needs of a serializer."""
@@ -98,6 +101,14 @@ class _Identifiers:
 new_id = _Identifiers()
 
 
+def _fits(text: object, most: int) -> bool:
+    """Tell whether this is a text of at most so many bytes; a lone surrogate has none at all."""
+    try:
+        return isinstance(text, str) and len(text) <= most and len(text.encode()) <= most
+    except UnicodeEncodeError:
+        return False
+
+
 def check_headers(headers: Mapping[str, Any]) -> None:
     """Check that users may add these headers.
 
@@ -106,16 +117,16 @@ def check_headers(headers: Mapping[str, Any]) -> None:
             clients can read.
     """
     for name, value in headers.items():
-        if not isinstance(name, str) or not 0 < len(name.encode()) <= 128 or name in RESERVED:
+        if not name or not _fits(name, 128) or name in RESERVED:
             raise exceptions.MessageError(
                 f"header {name!r} cannot be set: use a string of 1 to 128 bytes other than "
                 f"{', '.join(sorted(RESERVED))}"
             )
-        is_small = not isinstance(value, int) or -_INT64 <= value < _INT64
-        if not isinstance(value, str | int | None) or not is_small:
+        is_number = isinstance(value, int) and -_INT64 <= value < _INT64
+        if not (value is None or is_number or _fits(value, MAX_HEADER)):
             raise exceptions.MessageError(
-                f"header {name!r} cannot be {value!r}: use a string, an integer of 64 bits, a "
-                "bool or None"
+                f"header {name!r} cannot be {value!r:.40}: use a string, an integer of 64 "
+                "bits, a bool or None"
             )
 
 
@@ -150,9 +161,10 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
     )
     for name in ("correlation_id", "reply_to", "message_id", "app_id"):
         value = getattr(properties, name)
-        if len(value) > MAX_LENGTH or len(value.encode()) > MAX_LENGTH:
+        if not _fits(value, MAX_LENGTH):
             raise exceptions.MessageError(
-                f"{name} {value[:40]!r}... is longer than the {MAX_LENGTH} bytes that AMQP allows"
+                f"{name} {str(value)[:40]!r} is no text of at most {MAX_LENGTH} bytes, as AMQP "
+                "wants it"
             )
     body: dict[str, Any] = message.payload
     if enveloped:
@@ -204,6 +216,9 @@ def decode(
         )
     codec = codecs.get(properties.content_type) if properties.content_type else default
     if codec is None:
+        # As some clients write it: "Application/JSON; charset=utf-8".
+        codec = codecs.get(str(properties.content_type).partition(";")[0].strip().lower())
+    if codec is None:
         raise exceptions.MalformedMessage(
             f"content type {str(properties.content_type)[:40]!r} is not accepted here; "
             f"accepted: {', '.join(sorted(codecs))}"
@@ -212,9 +227,11 @@ def decode(
     destination = _text(headers, "destination")
     if not destination and kind == messages.REQUEST:
         destination = routing_key
-    source = properties.app_id or (routing_key if kind == messages.NOTIFICATION else "")
+    source = _source(properties.app_id or "")
+    if source is None and kind == messages.NOTIFICATION:
+        source = _source(routing_key)
     deadline = headers.pop("deadline", None)
-    if deadline is not None and not isinstance(deadline, int):
+    if deadline is not None and (not isinstance(deadline, int) or isinstance(deadline, bool)):
         raise exceptions.MalformedMessage(
             f"header 'deadline' is {deadline!r}, not a number of milliseconds"
         )
@@ -226,7 +243,7 @@ def decode(
         # Whoever answers without tavrida copies the correlation id only.
         request_id=_text(headers, "request_id") or correlation_id,
         message_id=properties.message_id or "",
-        source=_point(source, "app_id", complete=False),
+        source=source,
         destination=_point(destination, "destination", complete=kind == messages.REQUEST),
         reply_to=properties.reply_to or "",
         deadline=None if deadline is None else deadline / 1000,
@@ -270,6 +287,14 @@ def _text(headers: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise exceptions.MalformedMessage(f"header {name!r} is {value!r}, not a string")
     return value
+
+
+def _source(text: str) -> EntryPoint | None:
+    """AMQP's app_id is free text; what is no entry point there is a program without a name."""
+    try:
+        return EntryPoint.parse_source(text) if text else None
+    except exceptions.WrongEntryPoint:
+        return None
 
 
 def _point(text: str, name: str, *, complete: bool) -> EntryPoint | None:

@@ -40,9 +40,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return " (did you mean 'x'?)" for the known word nearest to ``word``, or nothing."""
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(word, list(known), 1, cutoff)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -71,6 +71,9 @@ class Faults:
     def __init__(self) -> None:
         self._errors: list[ConfigError] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
     def add(self, fault: str) -> None:
         """Add one fault."""
         self._errors.append(ConfigError(fault))
@@ -90,7 +93,9 @@ class Faults:
         if len(self._errors) == 1:
             raise self._errors[0]
         if self._errors:
-            raise ConfigError(*(fault for error in self._errors for fault in error.faults))
+            # Two readers of one thing stumble over the same fault.
+            faults = dict.fromkeys(fault for error in self._errors for fault in error.faults)
+            raise ConfigError(*faults)
 
 
 class PluginError(ConfigError):
@@ -179,7 +184,7 @@ class RemoteError(CallError):
         self.error_class = str(payload.get("class", "Exception"))
         self.message = str(payload.get("message", ""))
         code = payload.get("code")
-        self.code = code if isinstance(code, int) else TavridaError.code
+        self.code = code if type(code) is int else TavridaError.code
         super().__init__(f"{self.error_class}: {self.message} (code {self.code})")
 
 

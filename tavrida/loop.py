@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -17,6 +18,9 @@ from tavrida import exceptions
 LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+#: Seconds. Python runs signal handlers in the main thread between two waits, not in a long one.
+SLICE = 0.5
 
 
 class LoopThread:
@@ -30,6 +34,8 @@ class LoopThread:
         self.loop = asyncio.new_event_loop()
         self._handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_woken = False
+        self._is_stopped = False
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -39,6 +45,7 @@ class LoopThread:
             self.loop.run_forever()
         finally:
             self.loop.run_until_complete(self._cancel_tasks())
+            self._drain()
             self.loop.close()
 
     async def _cancel_tasks(self) -> None:
@@ -60,16 +67,20 @@ class LoopThread:
         Raises:
             ConnectionFailed: the loop was stopped.
         """
-        self._handed.append((callback, args))
+        if self._is_stopped:
+            raise _closed()
+        handed = (callback, args)
+        self._handed.append(handed)
         if not self._is_woken:
             self._is_woken = True
-            self._wake()
-
-    def _wake(self) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self._drain)
-        except RuntimeError:
-            raise exceptions.ConnectionFailed("the connection was closed by this program") from None
+            with contextlib.suppress(RuntimeError):  # closed meanwhile: seen just below
+                self.loop.call_soon_threadsafe(self._drain)
+        if self._is_stopped and not self.is_current:
+            # It stopped while this was handed over: did the last turn still take it?
+            self._thread.join()
+            with contextlib.suppress(ValueError):
+                self._handed.remove(handed)
+                raise _closed()
 
     def _drain(self) -> None:
         # Cleared first: who appends after this wakes the loop again, who appended before is
@@ -84,21 +95,31 @@ class LoopThread:
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
         """Start a coroutine on the loop; the future ends with its result. Thread-safe."""
-        try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        except RuntimeError:
-            coroutine.close()
-            raise exceptions.ConnectionFailed("the connection was closed by this program") from None
+        with self._lock:
+            if not self._is_stopped:
+                return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        coroutine.close()
+        raise _closed()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the loop and return its result; not to be called on the loop."""
-        return self.start(coroutine).result()
+        future = self.start(coroutine)
+        while True:
+            try:
+                return future.result(SLICE)
+            except TimeoutError:
+                if future.done():  # the coroutine's own
+                    raise
 
     def stop(self) -> None:
         """Cancel what runs on the loop, end the thread and wait for it. Thread-safe, idempotent."""
-        try:
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        except RuntimeError:
-            return
+        with self._lock:
+            if not self._is_stopped:
+                self._is_stopped = True
+                self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_current:
             self._thread.join()
+
+
+def _closed() -> exceptions.ConnectionFailed:
+    return exceptions.ConnectionFailed("the connection was closed by this program")

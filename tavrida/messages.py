@@ -61,6 +61,9 @@ class Message:
     def __getitem__(self, key: str) -> Any:
         return self.payload[key]
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.payload
+
 
 class Request(Message):
     """An outgoing request; it expects an answer where ``reply_to`` is set."""
@@ -86,10 +89,14 @@ class Error(Message):
     def from_exception(cls, exception: BaseException) -> Error:
         """Return the error that tells of an exception; an answer carries no traceback."""
         code = getattr(exception, "code", None)
+        try:
+            message = str(exception)
+        except Exception as error:
+            message = f"(its text cannot be made: {type(error).__name__})"
         return cls(
             {
                 "class": type(exception).__name__,
-                "message": str(exception),
+                "message": message,
                 "code": code if type(code) is int else exceptions.TavridaError.code,
             }
         )
@@ -124,7 +131,7 @@ class IncomingRequest(IncomingMessage):
         """True for a call, False for a cast."""
         return bool(self.reply_to)
 
-    def make_response(self, **payload: Any) -> Response:
+    def make_response(self, /, **payload: Any) -> Response:
         """Return the answer with that payload, for a handler or a middleware to return."""
         return Response(payload)
 

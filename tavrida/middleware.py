@@ -52,7 +52,8 @@ def incoming(chain: Sequence[Middleware], message: Message) -> Message:
         if isinstance(message, Response | Error) and kind is messages.IncomingRequest:
             return message
         if not isinstance(message, IncomingMessage) or type(message) is not kind:
-            raise _wrong(middleware, message, f"{kind.__name__}, Response or Error")
+            answers = ", Response or Error" if kind is messages.IncomingRequest else ""
+            raise _wrong(middleware, message, kind.__name__ + answers)
     return message
 
 

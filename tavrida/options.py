@@ -11,19 +11,22 @@ import contextlib
 import copy
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oslo_config import cfg
 
-from tavrida import dispatcher, exceptions, plugins
+from tavrida import dispatcher, exceptions, inifiles, plugins
 from tavrida.config import ConnectionConfig, LogSettings, ServerSettings, options_of
 from tavrida.discovery import Discovery
 from tavrida.plugins.discovery.file import FileDiscovery
 from tavrida.plugins.discovery.local import LocalBackend
 from tavrida.service import ServiceController
+
+#: Files, environment and command line, parsed and not checked yet.
+Parsed = cfg.ConfigOpts
 
 #: How a type of a settings field is read from the ini.
 _OPTION_TYPES: dict[type, type[cfg.Opt]] = {
@@ -39,6 +42,11 @@ SECTIONS: dict[str, type] = {
     "server": ServerSettings,
     "log": LogSettings,
 }
+
+# Python's words for what is no number.
+_NOT_A_NUMBER = re.compile(
+    r"invalid literal for int\(\) with base 10:|could not convert string to float:"
+)
 
 SERVICE_OPTIONS = [
     cfg.StrOpt(
@@ -147,34 +155,50 @@ def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ())
         raise exceptions.ConfigError(
             f"may not read {', '.join(error.config_files)}: check its permissions"
         ) from None
-    except (cfg.ConfigFileParseError, cfg.ConfigDirNotFoundError) as error:
-        raise exceptions.ConfigError(" ".join(str(error).split())) from None
+    except (cfg.ConfigFileParseError, cfg.ConfigDirNotFoundError, OSError) as error:
+        hint = "; save it without the byte order mark" if "\\ufeff" in str(error) else ""
+        raise exceptions.ConfigError(" ".join(str(error).split()) + hint) from None
+    except UnicodeDecodeError as error:
+        for path in (Path(argument.partition("=")[2] or argument) for argument in arguments):
+            try:
+                path.read_text(encoding="utf-8")
+            except OSError:
+                continue
+            except UnicodeDecodeError:
+                raise exceptions.ConfigError(f"{path} is not UTF-8: {error}") from None
+        raise
     return conf
 
 
-def read(conf: cfg.ConfigOpts) -> Configuration:
-    """Return the configuration of a server, with every plugin that it names loaded.
+def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
+    """Return the configuration of a server, every plugin that it names loaded, and its faults.
 
-    Raises:
-        ConfigError: lists every fault: unknown sections and options, wrong values, plugins that
-            cannot be loaded, and what is missing.
+    Faults are unknown sections and options, wrong values, plugins that cannot be loaded, and what
+    is missing. Where there are some, the configuration is what could be read: defaults stand for
+    wrong values, and services that cannot work are left out.
     """
-    faults = exceptions.Faults()
-    settings = _read_settings(conf, faults)
-    names = settings["server"].services if settings["server"] else ()
-    if settings["server"] and not names:
+    reader = _Reader(conf)
+    settings = reader.settings()
+    names = settings["server"].services
+    if not names and not reader.is_wrong("server", "services"):
         controllers = ", ".join(point.name for point in plugins.installed(plugins.CONTROLLERS))
-        faults.add(
+        reader.faults.add(
             "[server] services names none: name the services to run. Installed controllers: "
             f"{controllers or 'none'}."
         )
-    services: list[ServiceSection] = []
+    services = []
     for name in dict.fromkeys(names):
-        with faults.collected():
-            services.append(_read_service(conf, name))
-    _check_strangers(conf, faults)
+        with reader.faults.collected():
+            services.append(reader.service(name))
+    reader.check_strangers()
+    return Configuration(**settings, services=tuple(services)), reader.faults
+
+
+def read(conf: cfg.ConfigOpts) -> Configuration:
+    """Return the configuration of a server; raise ConfigError with every fault of ``survey``."""
+    configuration, faults = survey(conf)
     faults.check()
-    return Configuration(**settings, services=tuple(services))
+    return configuration
 
 
 def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, Discovery]:
@@ -186,193 +210,216 @@ def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, D
     Raises:
         ConfigError: as ``read``, for the sections that are read here.
     """
-    faults = exceptions.Faults()
-    settings = _read_settings(conf, faults)
+    reader = _Reader(conf)
+    settings = reader.settings()
     discovery = _default_discovery()
     sections = conf.list_all_sections()
-    for section in [s for s in sections if s.startswith("discovery:")]:
-        with faults.collected():
-            found = _read_discovery(conf, section.partition(":")[2])
-            with contextlib.suppress(exceptions.ServiceUnknown):
-                discovery.register_remote_service(service, found.get_remote(service))
-            with contextlib.suppress(exceptions.ServiceUnknown):
-                discovery.register_local_publisher(service, found.get_local_publisher(service))
-    if f"service:{service}" in sections:
-        group = f"service:{service}"
-        conf.register_opts(SERVICE_OPTIONS, group)
-        with faults.collected():
-            values = _values(conf, group)
-            discovery.register_remote_service(service, values["exchange"] or service)
-            if values["publish_exchange"]:
-                discovery.register_local_publisher(service, values["publish_exchange"])
-    faults.check()
+    for section in sections:
+        if section.startswith("discovery:"):
+            with reader.faults.collected():
+                found = reader.discovery(section.partition(":")[2])
+                if found is not None:
+                    _copy(service, found, discovery)
+    group = f"service:{service}"
+    if group in sections:
+        values = reader.client_values(group)
+        discovery.register_remote_service(service, values["exchange"] or service)
+        if values["publish_exchange"]:
+            discovery.register_local_publisher(service, values["publish_exchange"])
+    reader.check_strangers()
+    reader.faults.check()
     return settings["connection"], discovery
 
 
-def _read_settings(conf: cfg.ConfigOpts, faults: exceptions.Faults) -> dict[str, Any]:
-    """Return the object of each fixed section; None where it has faults."""
-    found: dict[str, Any] = dict.fromkeys(SECTIONS)
-    for name, settings in SECTIONS.items():
-        with faults.collected():
-            values = _values(conf, name)
-        with faults.collected(f"[{name}] "):
-            tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            if name == "connection":
-                tuples["async_engine"] = True  # the ini has concurrency = 1 for one at a time
-            found[name] = settings(**tuples)
-    return found
-
-
-def _read_service(conf: cfg.ConfigOpts, name: str) -> ServiceSection:
-    group = f"service:{name}"
-    conf.register_opts(SERVICE_OPTIONS, group)
-    values = _values(conf, group)
-    controller_name = values["controller"] or name
-    faults = exceptions.Faults()
-    cls: type[ServiceController] | None = None
-    with faults.collected(f"[{group}] controller: "):
-        cls = plugins.load(plugins.CONTROLLERS, controller_name, ServiceController)
-        _register(conf, group, cls.list_opts, f"controller {controller_name!r}")
-        own = dispatcher.service_of(cls)
-        if own != name:
-            faults.add(
-                f"[{group}] runs controller {controller_name!r}, which serves {own!r}: name the "
-                f"section [service:{own}], and so in [server] services"
-            )
-    discovery = _default_discovery()
-    with faults.collected():
-        if values["discovery"]:
-            discovery = _read_discovery(conf, values["discovery"], asked_by=group)
-    with faults.collected():
-        values = _values(conf, group)
-    faults.check()
-    assert cls is not None
-    own_options = {opt.dest for opt in SERVICE_OPTIONS}
-    subscriptions = values["subscriptions"]
-    return ServiceSection(
-        name,
-        cls,
-        values["exchange"] or name,
-        values["queue"] or name,
-        values["publish_exchange"],
-        discovery,
-        None if subscriptions is None else tuple(subscriptions),
-        {key: value for key, value in values.items() if key not in own_options},
-    )
-
-
-def _read_discovery(conf: cfg.ConfigOpts, name: str, asked_by: str = "") -> Discovery:
-    group = f"discovery:{name}"
-    sections = [s for s in conf.list_all_sections() if s.startswith("discovery:")]
-    if group not in sections and name != "convention":
-        names = [section.partition(":")[2] for section in sections]
-        raise exceptions.ConfigError(
-            f"[{asked_by}] discovery names {name!r}, but there is no section [{group}]"
-            f"{exceptions.did_you_mean(name, names)}: add it, or leave discovery out"
-        )
-    conf.register_opts(DISCOVERY_OPTIONS, group)
-    backend = _values(conf, group)["backend"] or name
-    faults = exceptions.Faults()
-    with faults.collected(f"[{group}] "):
-        cls = plugins.load(plugins.DISCOVERY, backend, Discovery)
-        _register(conf, group, cls.list_opts, f"backend {backend!r}")
-    faults.check()
-    values = _values(conf, group)
-    try:
-        return cls.from_options(values)
-    except exceptions.ConfigError as error:
-        raise exceptions.ConfigError(*(f"[{group}] {fault}" for fault in error.faults)) from None
+def _copy(service: str, source: Discovery, target: Discovery) -> None:
+    """Register what one discovery knows of a service with another that does not know it yet."""
+    if target.is_registered(service):
+        return
+    with contextlib.suppress(exceptions.ServiceUnknown):
+        target.register_remote_service(service, source.get_remote(service))
+    with contextlib.suppress(exceptions.ServiceUnknown):
+        target.register_local_publisher(service, source.get_local_publisher(service))
 
 
 def _default_discovery() -> Discovery:
-    return plugins.load(plugins.DISCOVERY, "convention", Discovery)()
+    return plugins.make(plugins.DISCOVERY, "convention", Discovery)
 
 
-def _register(
-    conf: cfg.ConfigOpts, group: str, list_opts: Callable[[], list[Any]], owner: str
-) -> None:
-    try:
-        conf.register_opts(list_opts(), group)
-    except cfg.DuplicateOptError as error:
-        raise exceptions.ConfigError(
-            f"{owner} declares the option {error.opt_name!r}, a name that tavrida uses itself: "
-            "the plugin has to rename it"
-        ) from None
+class _Reader:
+    """Reads sections and loads their plugins, each one once; collects what is wrong."""
 
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._conf = conf
+        self._files = inifiles.files_of(conf.config_file or (), conf.config_dir or ())
+        self._discoveries: dict[str, Discovery | None] = {}
+        #: Sections whose plugin could not be loaded, so that nobody knows its options.
+        self._opaque: set[str] = set()
+        # What each section may have; oslo.config does not tell, nor does it ask for required
+        # options after plugins have declared theirs.
+        self._options: dict[str, dict[str, cfg.Opt]] = {}
+        for name, settings in SECTIONS.items():
+            self._declare(name, _options(settings))
+        self._wrong: set[tuple[str, str]] = set()
+        self.faults = exceptions.Faults()
 
-def _values(conf: cfg.ConfigOpts, group: str) -> dict[str, Any]:
-    """Return all values of a section; oslo.config checks each one only when it is read."""
-    values, faults = {}, exceptions.Faults()
-    for name in conf[group]:
+    def _declare(self, group: str, options: Iterable[cfg.Opt]) -> None:
+        options = list(options)
+        self._conf.register_opts(options, group)
+        self._options.setdefault(group, {}).update({opt.dest: opt for opt in options})
+
+    def settings(self) -> dict[str, Any]:
+        """Return the object of each fixed section."""
+        found: dict[str, Any] = {}
+        for name, settings in SECTIONS.items():
+            found[name] = settings()
+            values = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in self.values(name).items()
+            }
+            if name == "connection":
+                values["async_engine"] = True  # the ini has concurrency = 1 for one at a time
+            with self.faults.collected(), _said_of(name):
+                found[name] = settings(**values)
+        return found
+
+    def is_wrong(self, group: str, name: str) -> bool:
+        """Tell whether the value of an option was found to be wrong."""
+        return (group, name) in self._wrong
+
+    def client_values(self, group: str) -> dict[str, Any]:
+        """Return tavrida's own values of a ``[service:NAME]`` section, without its plugin's."""
+        self._declare(group, SERVICE_OPTIONS)
+        self._opaque.add(group)
+        return self.values(group)
+
+    def service(self, name: str) -> ServiceSection:
+        """Return a ``[service:NAME]`` section, which may be missing from the files."""
+        group = f"service:{name}"
+        self._declare(group, SERVICE_OPTIONS)
+        values = self.values(group)
+        faults = exceptions.Faults()
+        with faults.collected():
+            cls = self._controller(group, name, values["controller"] or name)
+        discovery = _default_discovery()
+        with faults.collected():
+            if values["discovery"]:
+                discovery = self.discovery(values["discovery"], asked_by=group) or discovery
+        values = self.values(group)
+        faults.check()
+        own = {opt.dest for opt in SERVICE_OPTIONS}
+        subscriptions = values["subscriptions"]
+        return ServiceSection(
+            name,
+            cls,
+            values["exchange"] or name,
+            values["queue"] or name,
+            values["publish_exchange"],
+            discovery,
+            None if subscriptions is None else tuple(subscriptions),
+            {key: value for key, value in values.items() if key not in own},
+        )
+
+    def _controller(self, group: str, service: str, name: str) -> type[ServiceController]:
+        self._opaque.add(group)
+        with _said_of(group, "controller: "):
+            cls = plugins.load(plugins.CONTROLLERS, name, ServiceController)
+            self._register(group, cls.list_opts, f"controller {name!r}")
+            self._opaque.discard(group)
+            own = dispatcher.service_of(cls)
+        if own != service:
+            raise exceptions.ConfigError(
+                f"[{group}] runs controller {name!r}, which serves {own!r}: name the section "
+                f"[service:{own}], and so in [server] services"
+            )
+        return cls
+
+    def discovery(self, name: str, asked_by: str = "") -> Discovery | None:
+        """Return the backend of a ``[discovery:NAME]`` section; None if its faults were told."""
+        if name not in self._discoveries:
+            self._discoveries[name] = None
+            self._discoveries[name] = self._read_discovery(name, asked_by)
+        return self._discoveries[name]
+
+    def _read_discovery(self, name: str, asked_by: str) -> Discovery:
+        group = f"discovery:{name}"
+        sections = [s for s in self._conf.list_all_sections() if s.startswith("discovery:")]
+        if group not in sections and name != "convention":
+            names = [section.partition(":")[2] for section in sections]
+            raise exceptions.ConfigError(
+                f"[{asked_by}] discovery names {name!r}, but there is no section [{group}]"
+                f"{exceptions.did_you_mean(name, names)}: add it, or leave discovery out"
+            )
+        self._declare(group, DISCOVERY_OPTIONS)
+        backend = self.values(group)["backend"] or name
+        self._opaque.add(group)
+        with _said_of(group):
+            cls = plugins.load(plugins.DISCOVERY, backend, Discovery)
+            self._register(group, cls.list_opts, f"backend {backend!r}")
+        self._opaque.discard(group)
+        values = self.values(group)
+        with _said_of(group):
+            return cls.from_options(values)
+
+    def _register(self, group: str, list_opts: Callable[[], list[Any]], owner: str) -> None:
+        """Add the options that a plugin declares; nothing that a stranger returns is trusted."""
         try:
-            values[name] = conf[group][name]
-        except cfg.TemplateSubstitutionError as error:
-            faults.add(f"[{group}] {name}: {error}; a dollar sign is written $$")
-        except ValueError as error:
-            # What stands before this only repeats the option, and where it comes from in Python.
-            reason = str(error).rpartition("is not valid: ")[2]
-            faults.add(f"{_place_of(conf, group, name)}[{group}] {name}: {reason}")
-    faults.check()
-    return values
+            self._declare(group, list_opts())
+        except cfg.DuplicateOptError as error:
+            raise exceptions.ConfigError(
+                f"{owner} declares the option {error.opt_name!r}, a name that tavrida uses "
+                "itself: the plugin has to rename it"
+            ) from None
+        except Exception as error:
+            raise exceptions.ConfigError(
+                f"{owner}: list_opts() is wrong: {type(error).__name__}: {error}"
+            ) from error
+
+    def values(self, group: str) -> dict[str, Any]:
+        """Return all values of a section; the default stands for one that is wrong.
+
+        oslo.config checks each value only when it is read.
+        """
+        values: dict[str, Any] = {}
+        section = self._conf[group]
+        for name, option in self._options[group].items():
+            values[name] = option.default
+            try:
+                values[name] = section[name]
+                if values[name] is None and option.required:
+                    self._fault(group, name, "is missing: give it a value", joint=" ")
+            except (cfg.TemplateSubstitutionError, cfg.NoSuchOptError):
+                # Not oslo.config's own words: they repeat a part of the value, maybe a password.
+                reason = "what follows the dollar sign is no option: a dollar sign is written $$"
+                self._fault(group, name, reason)
+            except ValueError as error:
+                # What stands before this only repeats the option, and oslo.config's place.
+                reason = str(error).rpartition("is not valid: ")[2]
+                self._fault(group, name, _NOT_A_NUMBER.sub("should be a number, not", reason))
+        return values
+
+    def _fault(self, group: str, name: str, reason: str, joint: str = ": ") -> None:
+        self._wrong.add((group, name))
+        place = inifiles.place_of(self._files, group, name)
+        self.faults.add(f"{place}[{group}] {name}{joint}{reason}")
+
+    def check_strangers(self) -> None:
+        """Tell what the files say that nobody reads: mostly slips of the pen."""
+        known: dict[str, set[str]] = {"DEFAULT": {"config_file", "config_dir"}}
+        for name in self._conf:
+            if isinstance(self._conf[name], cfg.ConfigOpts.GroupAttr):
+                known[name] = set(self._conf[name])
+        for path in self._files:
+            sections: dict[str, dict[str, list[str]]] = {}
+            cfg.ConfigParser(str(path), sections).parse()
+            for fault in inifiles.strangers(path, sections, known, self._opaque):
+                self.faults.add(fault)
 
 
-def _files(conf: cfg.ConfigOpts) -> list[Path]:
-    files = [Path(path) for path in conf.config_file or ()]
-    for folder in conf.config_dir or ():
-        files += sorted(Path(folder).glob("*.conf"))
-    return files
-
-
-def _place_of(conf: cfg.ConfigOpts, group: str, name: str) -> str:
-    """Return "FILE:LINE: " of the last place that sets an option, or nothing."""
-    for path in reversed(_files(conf)):
-        line = _line_of(path, group, name)
-        if line:
-            return f"{path}:{line}: "
-    return ""
-
-
-def _line_of(path: Path, section: str, name: str | None) -> int:
-    """Return the number of the line with a section's heading, or with an option in it; or 0."""
-    here = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        heading = re.match(r"\[(.+?)\]", line)
-        if heading:
-            here = heading[1]
-            if name is None and here == section:
-                return number
-        elif name and here.lower() == section.lower():
-            key = re.match(r"([^\s=:]+)\s*[=:]", line)
-            if key and key[1].replace("-", "_") == name.replace("-", "_"):
-                return number
-    return 0
-
-
-def _check_strangers(conf: cfg.ConfigOpts, faults: exceptions.Faults) -> None:
-    """Tell what the files say that nobody reads: mostly slips of the pen."""
-    known = {"DEFAULT": {"config_file", "config_dir"}}
-    for name in conf:
-        if isinstance(conf[name], cfg.ConfigOpts.GroupAttr):
-            known[name] = set(conf[name])
-    for path in _files(conf):
-        sections: dict[str, dict[str, list[str]]] = {}
-        cfg.ConfigParser(str(path), sections).parse()
-        for section, values in sections.items():
-            if section not in known:
-                if section.partition(":")[0] in ("service", "discovery") and values:
-                    # A section that another set-up of the same file may use is no slip, unless
-                    # it looks like one that is used here.
-                    used = [k for k in known if k.startswith(section.partition(":")[0])]
-                    near = exceptions.did_you_mean(section, used)
-                    if not near:
-                        continue
-                else:
-                    near = exceptions.did_you_mean(section, known)
-                line = _line_of(path, section, None)
-                faults.add(f"{path}:{line}: section [{section}] is unknown{near}")
-                continue
-            for name in values:
-                if name.replace("-", "_") not in known[section]:
-                    near = exceptions.did_you_mean(name, known[section])
-                    line = _line_of(path, section, name)
-                    faults.add(f"{path}:{line}: [{section}] {name} is unknown{near}")
+@contextlib.contextmanager
+def _said_of(group: str, more: str = "") -> Iterator[None]:
+    """Put the name of a section before the faults that the block raises."""
+    try:
+        yield
+    except exceptions.ConfigError as error:
+        faults = [f"[{group}] {more}{fault}" for fault in error.faults]
+        raise exceptions.ConfigError(*faults) from error.__cause__

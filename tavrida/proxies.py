@@ -65,7 +65,7 @@ class Call:
         origin = self._origin
         request_id = envelope.new_id()
         return Request(
-            self._payload,
+            dict(self._payload),
             {**origin.context, **(context or {}), **self._payload},
             dict(origin.headers),
             correlation_id or origin.correlation_id or request_id,
@@ -179,7 +179,9 @@ class ServiceProxy:
         self._service = service
 
     def __getitem__(self, method: str) -> MethodProxy:
-        return MethodProxy(self._origin, EntryPoint.parse(f"{self._service}.{method}"))
+        if not method:
+            raise exceptions.WrongEntryPoint(f"{method!r} is no name of a method")
+        return MethodProxy(self._origin, EntryPoint(self._service, method))
 
     def __getattr__(self, method: str) -> MethodProxy:
         # copy, pickle and debuggers ask for attributes of this form and take any answer for a yes

@@ -69,9 +69,9 @@ class Router:
         if kind == messages.REQUEST:
             wanted, asker = str(message.destination), ""
         elif kind == messages.NOTIFICATION:
-            wanted, asker = str(message.source), ""
+            wanted, asker = str(message.source or ""), ""
         else:
-            wanted = str(message.source)
+            wanted = str(message.source or "")
             asker = message.destination.service if message.destination else ""
         handler = self._handlers.get((kind, asker, wanted))
         if handler is None:

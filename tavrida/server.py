@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,6 +14,7 @@ import socket
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -22,7 +24,7 @@ from tavrida.calls import Caller
 from tavrida.config import ConnectionConfig, ServerSettings, redact
 from tavrida.discovery import LocalDiscovery
 from tavrida.dispatcher import Dispatcher
-from tavrida.loop import LoopThread
+from tavrida.loop import SLICE, LoopThread
 from tavrida.middleware import Middleware
 from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Events, Transport
@@ -118,6 +120,8 @@ class Server:
                 config.scheme,
                 Transport,  # type: ignore[type-abstract]
             )
+            for url in config.urls:
+                self._transport_class.check_url(url)
         shared: dict[str, list[Placement]] = {}
         for placement in placements:
             shared.setdefault(placement.queue, []).append(placement)
@@ -130,7 +134,8 @@ class Server:
                 )
         faults.check()
         self._loop: LoopThread | None = None
-        self._wake = threading.Event()
+        # Not an Event: a signal handler may run inside its methods, and would wait for itself.
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._is_stop_requested = False
         self._failure: Exception | None = None
         self._signals = 0
@@ -151,7 +156,7 @@ class Server:
         self._loop = loop = LoopThread("tavrida-server")
         self._assemble(loop)
         starting = loop.start(self._start())
-        starting.add_done_callback(lambda future: self._wake.set())
+        starting.add_done_callback(lambda future: self._wake.put(None))
         # Not starting.result(): request_stop() shall end this waiting, which may be long.
         while not (starting.done() or self._is_stop_requested or self._failure):
             self._wait()
@@ -166,8 +171,9 @@ class Server:
 
     def _wait(self) -> None:
         """Wait until something that this object's owner waits for may have happened."""
-        self._wake.wait()
-        self._wake.clear()
+        # In slices: a signal that comes just before the waiting begins does not end it.
+        with contextlib.suppress(Empty):
+            self._wake.get(timeout=SLICE)
 
     def _assemble(self, loop: LoopThread) -> None:
         """Make what one run of the server consists of."""
@@ -217,7 +223,7 @@ class Server:
 
     def _failed(self, error: Exception) -> None:
         self._failure = error
-        self._wake.set()
+        self._wake.put(None)
 
     def stop(self) -> None:
         """Stop gracefully: finish what runs, for ``graceful_timeout`` at most, then disconnect.
@@ -265,7 +271,7 @@ class Server:
     def request_stop(self) -> None:
         """Make ``run`` return soon. May be called from handlers and signal handlers."""
         self._is_stop_requested = True
-        self._wake.set()
+        self._wake.put(None)
 
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT or ``request_stop``, then stop gracefully.

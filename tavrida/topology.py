@@ -108,6 +108,16 @@ def topology_of(
                 continue
             exchanges.add(exchange)
             bindings.add(Binding(exchange, placement.queue, str(mark.entry_point)))
+    dead = {dead_letter_queue(name): name for name in queues}
+    faults += [
+        f"queue {name!r} is where the dead letters of queue {dead[name]!r} go: rename it"
+        for name in sorted(queues & dead.keys())
+    ]
+    faults += [
+        f"{name[:40]!r}... is longer than the 255 bytes that AMQP allows for a name"
+        for name in sorted(exchanges | dead.keys())
+        if len(name.encode()) > 255
+    ]
     if faults:
         raise exceptions.ConfigError(*faults)
     limit = delivery_limit if queue_type == "quorum" else None

@@ -15,6 +15,13 @@ import pytest
 from tests.rabbitmq import Node, missing
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> None:
+    """Forget settings of the shell, which would go before those of the tests."""
+    for name in [name for name in os.environ if name.startswith("OS_")]:
+        del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Node]:
     """One RabbitMQ node for all tests; take a `vhost` of it, and never stop or kill it."""

@@ -18,6 +18,10 @@ from tavrida import exceptions, plugins
 OK, ERROR, NO_ANSWER, NO_BROKER, WRONG_USAGE = 0, 1, 2, 3, 64
 
 
+class WrongUsage(Exception):
+    """Raised when the command line cannot be meant as it stands."""
+
+
 class LazyCommands(CommandManager):
     """Finds commands without importing them; cliff's own manager imports every one at start."""
 
@@ -43,6 +47,17 @@ class Application(App):
         level = logging.DEBUG if self.options.debug else logging.WARNING
         logging.basicConfig(stream=sys.stderr, level=level, format="tavrida: %(message)s")
 
+    def run_subcommand(self, argv: list[str]) -> int:
+        """Run a command; an unknown one is wrong usage, where cliff itself returns 2."""
+        try:
+            self.command_manager.find_command(argv)
+        except ValueError:
+            words = " ".join(argv)
+            near = exceptions.did_you_mean(words, self.command_manager.commands)
+            print(f"tavrida: no command {words!r}{near}; see tavrida --help", file=sys.stderr)
+            return WRONG_USAGE
+        return int(super().run_subcommand(argv))
+
 
 class TavridaCommand(Command):
     """Base of tavrida's commands: turns errors into one line on stderr and an exit code."""
@@ -61,6 +76,8 @@ class TavridaCommand(Command):
     def run(self, parsed_args: Any) -> int:
         try:
             return super().run(parsed_args) or OK
+        except WrongUsage as error:
+            return self._fail(error, WRONG_USAGE)
         except exceptions.CallTimeout as error:
             return self._fail(error, NO_ANSWER)
         except exceptions.ConnectionFailed as error:

@@ -13,8 +13,7 @@ import sys
 
 from oslo_config import cfg
 
-from tavrida import exceptions, options, plugins
-from tavrida.assembly import assemble
+from tavrida import assembly, exceptions, options, plugins
 from tavrida.config import redact
 from tavrida.server import Server
 
@@ -33,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         conf = options.parse(
             sys.argv[1:] if arguments is None else arguments, "tavrida-server", [_CHECK]
         )
-        configuration = options.read(conf)
-        server = assemble(configuration)
+        server, configuration = assembly.load(conf)
     except exceptions.ConfigError as error:
         for fault in error.faults:
             print(f"tavrida-server: {fault}", file=sys.stderr)

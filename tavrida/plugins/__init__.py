@@ -75,6 +75,19 @@ def load(namespace: str, name: str, base: type[Base]) -> type[Base]:
     return plugin
 
 
+def make(namespace: str, name: str, base: type[Base]) -> Base:
+    """Return an object of a plugin whose class takes no arguments; raises as ``load``."""
+    cls = load(namespace, name, base)
+    try:
+        return cls()
+    except Exception as error:
+        (point,) = (point for point in installed(namespace) if point.name == name)
+        raise exceptions.PluginError(
+            f"plugin {name!r} ({origin_of(point)}) in {namespace} cannot be made: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
 def _why_not_one(
     namespace: str, name: str, same: list[EntryPoint], points: list[EntryPoint]
 ) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from cliff.show import ShowOne
 
 from tavrida import exceptions
-from tavrida.cli.application import TavridaCommand
+from tavrida.cli.application import TavridaCommand, WrongUsage
 from tavrida.entry_point import EntryPoint
 
 
@@ -24,6 +24,7 @@ class Sending(TavridaCommand):
         parser.add_argument(
             "values",
             nargs="*",
+            default=[],
             metavar="KEY=VALUE",
             help="a value of the payload: JSON where it reads as JSON, else a string",
         )
@@ -44,7 +45,7 @@ class Sending(TavridaCommand):
         from tavrida import options
         from tavrida.client import RPCClient
 
-        target = EntryPoint.parse(args.entry_point)
+        target = target_of(args)
         files = [f"--config-file={path}" for path in args.config_file]
         folders = [f"--config-dir={path}" for path in args.config_dir]
         conf = options.parse([*files, *folders], "tavrida")
@@ -65,21 +66,29 @@ class Sending(TavridaCommand):
         """Return the payload that the command line gives."""
         if args.json is not None:
             if args.values:
-                raise exceptions.ConfigError("give either KEY=VALUE or --json, not both")
+                raise WrongUsage("give either KEY=VALUE or --json, not both")
             try:
                 payload = json.loads(args.json)
             except ValueError as error:
-                raise exceptions.ConfigError(f"--json is no JSON: {error}") from None
+                raise WrongUsage(f"--json is no JSON: {error}") from None
             if not isinstance(payload, dict):
-                raise exceptions.ConfigError('--json is no object: write it as {"key": ...}')
+                raise WrongUsage('--json is no object: write it as {"key": ...}')
             return payload
         return dict(map(_pair, args.values))
+
+
+def target_of(args: argparse.Namespace) -> EntryPoint:
+    """Return the entry point of the command line."""
+    try:
+        return EntryPoint.parse(args.entry_point)
+    except exceptions.WrongEntryPoint as error:
+        raise WrongUsage(str(error)) from None
 
 
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise exceptions.ConfigError(f"{text!r} is no KEY=VALUE")
+        raise WrongUsage(f"{text!r} is no KEY=VALUE")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -98,9 +107,9 @@ class Call(Sending, ShowOne):
 
     def take_action(self, args: argparse.Namespace) -> tuple[list[str], list[Any]]:
         payload = self.payload(args)
-        target = EntryPoint.parse(args.entry_point)
+        target = target_of(args)
         if args.timeout is not None and args.timeout <= 0:
-            raise exceptions.ConfigError(f"--timeout {args.timeout} should be more than 0 seconds")
+            raise WrongUsage(f"--timeout {args.timeout} should be more than 0 seconds")
         with self.client(args) as client:
             answer = client[target.service][target.method](**payload).call(timeout=args.timeout)
         return list(answer.payload), list(answer.payload.values())
@@ -111,7 +120,7 @@ class Cast(Sending):
 
     def take_action(self, args: argparse.Namespace) -> None:
         payload = self.payload(args)
-        target = EntryPoint.parse(args.entry_point)
+        target = target_of(args)
         with self.client(args) as client:
             client[target.service][target.method](**payload).cast()
 

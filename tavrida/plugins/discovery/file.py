@@ -42,7 +42,7 @@ class FileDiscovery(Discovery):
         super().__init__()
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise exceptions.ConfigError(
                 f"cannot read the discovery file {path}: {error}"
@@ -72,7 +72,9 @@ class FileDiscovery(Discovery):
 
 
 def _sections(path: Path, text: str) -> dict[str, dict[str, str]]:
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0none")
+    parser = configparser.ConfigParser(
+        inline_comment_prefixes=("#", ";"), interpolation=None, default_section="\0none"
+    )
     try:
         parser.read_string(text, source=str(path))
     except configparser.Error as error:
@@ -95,6 +97,11 @@ def _faults(path: Path, text: str, service: str, keys: dict[str, str]) -> list[s
         if key not in _KEYS:
             near = exceptions.did_you_mean(key, _KEYS)
             faults.append(f"{path}:{line}: [{service}] {key} is no key of a .ds file{near}")
+        elif "\n" in value:
+            faults.append(
+                f"{path}:{line}: [{service}] {key} has several lines: an indented line goes on "
+                "with the one before it"
+            )
         elif not value and key != "exchange":
             faults.append(f"{path}:{line}: [{service}] {key} is empty: name an exchange")
     return faults

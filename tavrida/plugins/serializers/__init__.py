@@ -37,8 +37,12 @@ class Serializers:
     def __init__(self, writes: str, reads: Iterable[str]) -> None:
         self.default = load(writes)
         self.by_content_type = {self.default.content_type: self.default}
+        seen = {writes}
         for name in reads:
-            serializer = self.default if name == writes else load(name)
+            if name in seen:
+                continue
+            seen.add(name)
+            serializer = load(name)
             other = self.by_content_type.setdefault(serializer.content_type, serializer)
             if other is not serializer:
                 raise exceptions.ConfigError(
@@ -49,4 +53,4 @@ class Serializers:
 
 def load(name: str) -> Serializer:
     """Return the serializer of that name, or raise PluginError."""
-    return plugins.load(plugins.SERIALIZERS, name, Serializer)()  # type: ignore[type-abstract]
+    return plugins.make(plugins.SERIALIZERS, name, Serializer)  # type: ignore[type-abstract]

@@ -87,6 +87,10 @@ class Transport(abc.ABC):
         self.name = name
         self.events = events
 
+    @classmethod
+    def check_url(cls, url: str) -> None:  # noqa: B027 - a transport may take any url
+        """Raise ConfigError for a url that can never work. Called before anything connects."""
+
     @abc.abstractmethod
     async def open(self, attempts: int) -> None:
         """Connect. ``attempts`` rounds over all nodes at most, -1 for ever.

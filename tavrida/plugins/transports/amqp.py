@@ -136,6 +136,7 @@ class _Channel:
         for future in list(self._asked):
             if not future.done():
                 future.set_exception(reason)
+                future.exception()  # seen: who asked may be gone
         self._on_closed(reason)
 
     async def ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -176,6 +177,21 @@ class AMQPTransport(Transport):
         self._suspects = 0
         self._sweeper: asyncio.TimerHandle | None = None
 
+    @classmethod
+    def check_url(cls, url: str) -> None:
+        parts = urlsplit(url)
+        try:
+            pika.URLParameters(url)
+            if parts.hostname and parts.port != 0:
+                return
+            why = "its port is 0" if parts.hostname else "it has no host"
+        except (ValueError, TypeError) as error:
+            why = str(error)
+        raise exceptions.ConfigError(
+            f"[connection] url {redact(url)} cannot be used: {why}. Write it as "
+            "amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
+        )
+
     # -- connecting
 
     async def open(self, attempts: int) -> None:
@@ -207,7 +223,7 @@ class AMQPTransport(Transport):
         for number in rounds:
             if number:
                 pause = next(pauses)
-                LOG.warning("%s. Trying again in %.1f s.", error, pause)
+                LOG.warning("%s Trying again in %.1f s.", _sentence(error), pause)
                 await asyncio.sleep(pause)
             for url in random.sample(self.config.urls, len(self.config.urls)):
                 try:
@@ -638,6 +654,11 @@ def _text(reason: BaseException) -> str:
     return f"{type(reason).__name__} {reason}".strip()
 
 
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith(("?", ".")) else f"{text}."
+
+
 def _unroutable(publication: Publication) -> exceptions.ServiceUnavailable:
     service = publication.routing_key.partition(".")[0]
     if not publication.exchange:
@@ -698,8 +719,8 @@ def _connection_failed(url: str, error: BaseException | str) -> exceptions.Conne
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
         why = "does not exist" if "not found" in text else "is closed to this user"
         return exceptions.ConnectionFailed(
-            f"{where}: virtual host {vhost!r} {why}. The virtual host is what follows the last "
-            "slash of the url; '/' itself is written %2F",
+            f"{where}: virtual host {vhost!r} {why}. The virtual host is the part "
+            "of the url after the port and a slash; a slash in its name is written %2F",
             is_final=True,
         )
     if isinstance(error, pika.exceptions.IncompatibleProtocolError):

@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where something stands in the ini files, and what stands there that nobody reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tavrida import exceptions
+
+#: A file's values by section and option, as oslo.config's parser gives them.
+Sections = Mapping[str, Iterable[str]]
+
+#: How near the name of a section has to be to count as a slip; services of one file are often
+#: alike (``shop_eu``, ``shop_us``) and mean it.
+_SLIP = 0.85
+
+
+def files_of(config_files: Iterable[str], config_dirs: Iterable[str]) -> list[Path]:
+    """Return the files in the order in which they are read; the last one wins."""
+    files = [Path(path) for path in config_files]
+    for folder in config_dirs:
+        files += sorted(Path(folder).glob("*.conf"))
+    return files
+
+
+def place_of(files: list[Path], section: str, name: str) -> str:
+    """Return "FILE:LINE: ", or the name of an environment variable, that sets an option."""
+    variable = f"OS_{section}__{name}".upper()
+    if variable in os.environ:
+        return f"{variable}: "
+    for path in reversed(files):
+        line = line_of(path, section, name)
+        if line:
+            return f"{path}:{line}: "
+    return ""
+
+
+def line_of(path: Path, section: str, name: str = "") -> int:
+    """Return the line of a section's heading, or of the last setting of an option in it; or 0."""
+    here, found = "", 0
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        heading = re.match(r"\[(.+?)\]", line)
+        if heading:
+            here = heading[1]
+            if not name and here == section:
+                return number
+        elif name and here.lower() == section.lower():
+            key = re.match(r"([^\s=:]+)\s*[=:]", line)
+            if key and key[1] == name:
+                found = number
+    return found
+
+
+def strangers(path: Path, sections: Sections, known: Sections, opaque: set[str]) -> list[str]:
+    """Return a sentence for each section and option of a file that nobody reads.
+
+    ``known`` are the options that are read, by section; what the sections in ``opaque`` may have
+    is not known, because their plugin could not be loaded.
+    """
+    faults = []
+    for section, names in sections.items():
+        if section not in known:
+            near = _near_section(section, sections, known)
+            if near is not None:
+                line = line_of(path, section)
+                faults.append(f"{path}:{line}: section [{section}] is unknown{near}")
+        elif section not in opaque:
+            faults += [
+                f"{path}:{line_of(path, section, name)}: [{section}] {name} is unknown"
+                f"{exceptions.did_you_mean(name, known[section])}"
+                for name in names
+                if name not in known[section]
+            ]
+    return faults
+
+
+def _near_section(section: str, sections: Sections, known: Sections) -> str | None:
+    """Return what an unknown section may mean, or None where it is no slip.
+
+    The section of a service that another set-up of the same file runs is none, unless it looks
+    like one that is used here and is not in the file.
+    """
+    kind, colon, name = section.partition(":")
+    if not colon or kind not in ("service", "discovery"):
+        return exceptions.did_you_mean(section, known)
+    missing = {
+        other.partition(":")[2]: other
+        for other in known.keys() - sections.keys()
+        if other.startswith(f"{kind}:")
+    }
+    if not exceptions.did_you_mean(name, missing, _SLIP):
+        return None
+    return exceptions.did_you_mean(section, missing.values())

@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""The event-loop thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tavrida.exceptions import ConnectionFailed
+from tavrida.loop import LoopThread
+from tests.waiting import DEADLINE, eventually
+
+
+@pytest.fixture
+def loop() -> Iterator[LoopThread]:
+    """A running loop."""
+    thread = LoopThread("test-loop")
+    yield thread
+    thread.stop()
+
+
+def settle(loop: LoopThread) -> None:
+    """Return when everything that was submitted has run."""
+    done = threading.Event()
+    loop.submit(done.set)
+    assert done.wait(DEADLINE)
+
+
+async def nothing() -> None:
+    """Do nothing."""
+
+
+def test_callbacks_run_in_the_order_of_submission(loop: LoopThread) -> None:
+    """With their arguments."""
+    ran: list[int] = []
+    for number in range(5_000):
+        loop.submit(ran.append, number)
+    settle(loop)
+    assert list(range(5_000)) == ran
+
+
+def test_callbacks_of_many_threads_all_run_each_threads_in_its_order(loop: LoopThread) -> None:
+    """None is forgotten between two wake-ups."""
+    ran: list[tuple[int, int]] = []
+    start = threading.Barrier(8)
+
+    def submit(thread: int) -> None:
+        start.wait()
+        for number in range(2_000):
+            loop.submit(ran.append, (thread, number))
+
+    threads = [threading.Thread(target=submit, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    settle(loop)
+    assert 16_000 == len(ran)
+    for n in range(8):
+        assert list(range(2_000)) == [number for thread, number in ran if thread == n]
+
+
+def test_many_submissions_share_one_wake_up(loop: LoopThread) -> None:
+    """While the loop is busy, a hundred cost one turn of it."""
+    busy, go_on = threading.Event(), threading.Event()
+    turns: list[float] = []
+    ticks = [0]
+
+    def tick() -> None:
+        ticks[0] += 1
+        loop.loop.call_soon(tick)
+
+    def block() -> None:
+        busy.set()
+        go_on.wait(DEADLINE)
+        loop.loop.call_soon(tick)
+
+    loop.submit(block)
+    assert busy.wait(DEADLINE)
+    for _ in range(100):
+        loop.submit(lambda: turns.append(ticks[0]))
+    go_on.set()
+    settle(loop)
+    assert 100 == len(turns)
+    assert 1 == len(set(turns))
+
+
+def test_callback_may_submit_another(loop: LoopThread) -> None:
+    """It runs after those that were there, without a deadlock."""
+    ran: list[str] = []
+    done = threading.Event()
+
+    def second() -> None:
+        ran.append("second")
+        done.set()
+
+    def first() -> None:
+        loop.submit(second)
+        ran.append("first")
+
+    loop.submit(first)
+    assert done.wait(DEADLINE)
+    assert ["first", "second"] == ran
+
+
+def test_failing_callback_is_logged_and_stops_no_other(
+    loop: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its traceback."""
+
+    def fails() -> None:
+        raise ValueError("wrong")
+
+    ran: list[int] = []
+    with caplog.at_level(logging.ERROR):
+        loop.submit(fails)
+        loop.submit(ran.append, 1)
+        settle(loop)
+    assert [1] == ran
+    (record,) = caplog.records
+    assert "A callback failed" in record.message
+    assert "fails" in record.message
+    assert record.exc_info is not None
+
+
+def test_coroutine_runs_on_the_loop_and_its_result_comes_back(loop: LoopThread) -> None:
+    """So does its exception."""
+
+    async def where() -> tuple[bool, str]:
+        return loop.is_current, threading.current_thread().name
+
+    async def fails() -> None:
+        raise ValueError("wrong")
+
+    assert (True, "test-loop") == loop.run(where())
+    assert not loop.is_current
+    with pytest.raises(ValueError, match="wrong"):
+        loop.run(fails())
+
+
+def test_stopping_cancels_what_runs_and_waits_for_it(loop: LoopThread) -> None:
+    """Coroutines may clean up."""
+    cleaned: list[bool] = []
+    started = threading.Event()
+
+    async def forever() -> None:
+        try:
+            started.set()
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    future = loop.start(forever())
+    assert started.wait(DEADLINE)
+    loop.stop()
+    assert [True] == cleaned
+    assert future.cancelled()
+    assert "test-loop" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_stopping_twice_or_from_several_threads_is_fine(loop: LoopThread) -> None:
+    """Idempotent and thread-safe."""
+    threads = [threading.Thread(target=loop.stop) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    loop.stop()
+    assert loop.loop.is_closed()
+
+
+def test_loop_may_stop_itself(loop: LoopThread) -> None:
+    """It does not wait for its own end."""
+    loop.submit(loop.stop)
+    eventually(loop.loop.is_closed)
+
+
+def test_what_was_submitted_before_the_stop_still_runs(loop: LoopThread) -> None:
+    """A settlement that was handed over is not lost."""
+    ran: list[int] = []
+    for number in range(100):
+        loop.submit(ran.append, number)
+    loop.stop()
+    assert list(range(100)) == ran
+
+
+def test_stopped_loop_refuses_every_submission(loop: LoopThread) -> None:
+    """Each time, and not only the first: what is accepted has to run."""
+    loop.stop()
+    for _ in range(3):
+        with pytest.raises(ConnectionFailed, match="closed by this program"):
+            loop.submit(print)
+
+
+def test_stopped_loop_refuses_coroutines(loop: LoopThread) -> None:
+    """And leaves none of them un-awaited."""
+    loop.stop()
+    for method in (loop.start, loop.run):
+        with pytest.raises(ConnectionFailed, match="closed by this program"):
+            method(nothing())
+
+
+def test_coroutine_started_while_the_loop_stops_ends_too() -> None:
+    """Accepted or refused, whoever waits for it is not left hanging."""
+    for _ in range(50):
+        loop = LoopThread("test-stopping")
+        futures = []
+        stopping = threading.Thread(target=loop.stop)
+        stopping.start()
+        while stopping.is_alive():
+            try:
+                futures.append(loop.start(nothing()))
+            except ConnectionFailed:
+                break
+        stopping.join()
+        assert all(future.done() for future in futures)
