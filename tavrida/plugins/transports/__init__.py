@@ -87,8 +87,8 @@ class Transport(abc.ABC):
         self.name = name
         self.events = events
 
-    @classmethod
-    def check_url(cls, url: str) -> None:  # noqa: B027 - a transport may take any url
+    @classmethod  # noqa: B027 - a transport may take any url
+    def check_url(cls, url: str) -> None:
         """Raise ConfigError for a url that can never work. Called before anything connects."""
 
     @abc.abstractmethod
