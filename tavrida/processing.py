@@ -38,7 +38,7 @@ from tavrida.messages import (
     Request,
     Response,
 )
-from tavrida.plugins.serializers import Serializers
+from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Delivery, Done, Publication
 from tavrida.proxies import Origin, RPCProxy
 from tavrida.publishing import Publisher
@@ -87,6 +87,15 @@ class Processor:
         self, delivery: Delivery, router: Router, placements: Mapping[str, Placement]
     ) -> None:
         """Take a delivery of a queue that these controllers share."""
+        try:
+            self._receive(delivery, router, placements)
+        except Exception:
+            LOG.exception("A message of queue %s cannot be taken.", delivery.queue)
+            delivery.reject()
+
+    def _receive(
+        self, delivery: Delivery, router: Router, placements: Mapping[str, Placement]
+    ) -> None:
         if self._is_draining:
             delivery.requeue()
             return
@@ -245,10 +254,11 @@ class Handling:
                 result = call
             else:
                 result = await self.handler.function(call[0], call[1], **call[2])  # type: ignore[union-attr]
-        except asyncio.CancelledError:
-            return  # The loop is going down; the broker delivers it again.
         except BaseException as raised:
-            error = raised
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                return  # The loop is going down; the broker delivers it again.
+            error = raised  # also a CancelledError of what the handler itself awaited
         self._after(error)
         self._ended(result, error)
 
@@ -449,28 +459,45 @@ class Handling:
     def _send_answer(self, request: IncomingRequest, answer: Message) -> None:
         processor, placement = self._processor, self._placement
         _address_answer(answer, request)
-        codec = processor.serializers.by_content_type.get(request.content_type)
-        address = (
-            placement.addresses.of_answer(request.reply_to)
-            if placement
-            else Address("", request.reply_to, is_mandatory=True)
-        )
         try:
+            address = (
+                placement.addresses.of_answer(request.reply_to)
+                if placement
+                else Address("", request.reply_to, is_mandatory=True)
+            )
             processor.publisher.send(
                 answer,
                 address,
-                codec or processor.serializers.default,
+                self._codec_of(request),
                 self._answered,
                 chain=placement.outgoing if placement else (),
                 enveloped=request.is_enveloped,
             )
         except Exception as error:
-            if isinstance(answer, Error):  # It is small and plain; nothing else can be said.
-                LOG.exception("The error answer to %s cannot be sent.", request.reply_to)
-                self._dead_letter(error)
-                return
             self._log(error)
-            self._send_answer(request, Error.from_exception(error))
+            self._send_plain_error(request, error)
+
+    def _send_plain_error(self, request: IncomingRequest, error: Exception) -> None:
+        """Answer when the real answer cannot be sent: past middleware and discovery."""
+        answer = Error.from_exception(error)
+        _address_answer(answer, request)
+        answer.context = {}
+        address = Address("", request.reply_to, is_mandatory=True)
+        try:
+            self._processor.publisher.send(
+                answer,
+                address,
+                self._codec_of(request),
+                self._answered,
+                enveloped=request.is_enveloped,
+            )
+        except exceptions.MessageError as reason:
+            LOG.exception("The error answer to %s cannot be sent.", request.reply_to)
+            self._dead_letter(reason)
+
+    def _codec_of(self, request: IncomingRequest) -> Serializer:
+        serializers = self._processor.serializers
+        return serializers.by_content_type.get(request.content_type, serializers.default)
 
     def _answered(self, error: Exception | None) -> None:
         if isinstance(error, exceptions.ServiceUnavailable):

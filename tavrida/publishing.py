@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from tavrida.loop import LoopThread
 from tavrida.messages import Message
 from tavrida.middleware import Middleware
 from tavrida.plugins.transports import Done, Publication, Transport
+
+LOG = logging.getLogger(__name__)
 
 
 class Publisher:
@@ -60,7 +63,10 @@ class Publisher:
 
         def finished(error: Exception | None) -> None:
             for each in chain:
-                each.after_publish(message, error)
+                try:
+                    each.after_publish(message, error)
+                except Exception:
+                    LOG.exception("%s.after_publish failed.", type(each).__name__)
             done(error)
 
         self.send_raw(

@@ -17,9 +17,10 @@ from tests.rabbitmq import Node, missing
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> None:
-    """Forget settings of the shell, which would go before those of the tests."""
-    for name in [name for name in os.environ if name.startswith("OS_")]:
-        del os.environ[name]
+    """Forget settings of the shell that would go before those of the tests, or hide a fault."""
+    for name in list(os.environ):
+        if name.startswith("OS_") or name == "PYTHONUNBUFFERED":
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

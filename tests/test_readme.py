@@ -121,7 +121,6 @@ def test_the_example_is_installed_checked_served_and_called(amqp_url: str, tmp_p
         "PATH": f"{scripts}:{os.environ['PATH']}",
         "OS_CONNECTION__URL": amqp_url,
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PYTHONUNBUFFERED": "1",
     }
     install, check, serve, call = COMMANDS[2:]
 

@@ -8,6 +8,7 @@ wrong, 2 the command line is wrong, 3 the broker cannot be reached or refuses us
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     if conf.check:
         print(describe(server))
         return OK
+    # What handlers print shall be seen when it is printed, also in a file or a journal.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     logging.basicConfig(level=configuration.log.level, format=configuration.log.format)
     try:
         server.run()

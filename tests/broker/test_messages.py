@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from queue import SimpleQueue
 from typing import Any, ClassVar
 
@@ -337,6 +338,81 @@ def test_middleware_of_a_controller_sees_both_ways(serve: Serve, connect: Connec
     assert ["before handle", "after handle None", "before response", "after response None"] == log
     with pytest.raises(exceptions.RemoteError, match="PermissionError: no token"):
         guarded.who().call(timeout=DEADLINE)
+
+
+class Broken(Middleware):
+    """Raises in one of its methods."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def _raise(self, method: str) -> None:
+        if method == self._method:
+            raise RuntimeError(f"{method} is broken")
+
+    def process(self, message: Message) -> Message:
+        self._raise("process")
+        return message
+
+    def before_handle(self, message: Message) -> None:
+        self._raise("before_handle")
+
+    def after_handle(self, message: Message, error: BaseException | None) -> None:
+        self._raise("after_handle")
+
+    def before_publish(self, message: Message) -> None:
+        self._raise("before_publish")
+
+    def after_publish(self, message: Message, error: BaseException | None) -> None:
+        self._raise("after_publish")
+
+
+@pytest.mark.parametrize("way", ["incoming", "outgoing"])
+@pytest.mark.parametrize(
+    "method", ["process", "before_handle", "after_handle", "before_publish", "after_publish"]
+)
+def test_a_call_ends_whichever_middleware_raises(
+    serve: Serve, connect: Connect, method: str, way: str
+) -> None:
+    """With an Error where the message was on its way; hooks that come after are only logged."""
+
+    @dispatcher.rpc_service("guarded")
+    class Guarded(ServiceController):
+        def __init__(self) -> None:
+            super().__init__()
+            getattr(self, f"add_{way}_middleware")(Broken(method))
+
+        @dispatcher.rpc_method(service="guarded", method="ok")
+        def ok(self, request: Any, proxy: Any) -> dict[str, Any]:
+            return {"ok": True}
+
+    serve(Guarded)
+    call = connect("guarded").guarded.ok()
+    fails = {"incoming": ("process", "before_handle"), "outgoing": ("process", "before_publish")}
+    if method in fails[way]:
+        with pytest.raises(exceptions.RemoteError, match=f"RuntimeError: {method} is broken"):
+            call.call(timeout=DEADLINE)
+    else:
+        assert {"ok": True} == call.call(timeout=DEADLINE).payload
+
+
+def test_an_async_handler_whose_own_task_was_cancelled_has_failed(
+    serve: Serve, connect: Connect
+) -> None:
+    """CancelledError is one more exception, unless the server itself goes down."""
+
+    @dispatcher.rpc_service("tasks")
+    class Tasks(ServiceController):
+        @dispatcher.rpc_method(service="tasks", method="cancelled")
+        async def cancelled(self, request: Any, proxy: Any) -> None:
+            task = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+            task.cancel()
+            await task
+
+    serve(Tasks, concurrency=1)
+    for _ in range(2):
+        with pytest.raises(exceptions.RemoteError, match="CancelledError"):
+            connect("tasks").tasks.cancelled().call(timeout=DEADLINE)
 
 
 def test_a_pipeline_confirms_many_casts_at_once(

@@ -101,6 +101,13 @@ class _Sending:
     done: Done
     deadline: float
 
+    def end(self, error: Exception | None) -> None:
+        """Tell the sender; its failure is not the connection's."""
+        try:
+            self.done(error)
+        except Exception:
+            LOG.exception("A callback of a confirm failed.")
+
 
 @dataclass(frozen=True, slots=True)
 class _Consumer:
@@ -498,7 +505,7 @@ class AMQPTransport(Transport):
             self._outbox.appendleft(sending)
             self._ready.clear()
         except Exception as error:  # pika's encoder: nothing was written
-            sending.done(exceptions.PublishFailed(f"the message cannot be encoded: {error!r}"))
+            sending.end(exceptions.PublishFailed(f"the message cannot be encoded: {error!r}"))
         else:
             self._last_tag += 1
             self._unconfirmed[self._last_tag] = sending
@@ -526,7 +533,7 @@ class AMQPTransport(Transport):
             elif self._returned and publication.properties.message_id in self._returned:
                 self._returned.discard(publication.properties.message_id)
                 error = _unroutable(publication)
-            sending.done(error)
+            sending.end(error)
         if self._outbox:
             self._flush()
 
@@ -550,7 +557,7 @@ class AMQPTransport(Transport):
         self._outbox.extendleft(reversed(others))
         self._suspects = len(others) if is_objection and not culprits else 0
         for culprit in culprits:
-            culprit.done(_objection(culprit.publication, reason))
+            culprit.end(_objection(culprit.publication, reason))
         if connection is not None and connection.is_open and not self._is_closing:
             self.loop.loop.create_task(self._reopen_publishing(connection))
 
@@ -581,7 +588,7 @@ class AMQPTransport(Transport):
         else:
             why = "there is no connection to it"
         for sending in overdue:
-            sending.done(
+            sending.end(
                 exceptions.PublishTimeout(
                     f"the broker did not confirm a message within {self.config.publish_timeout} s: "
                     f"{why}"
@@ -596,7 +603,7 @@ class AMQPTransport(Transport):
         self._unconfirmed.clear()
         self._outbox.clear()
         for sending in waiting:
-            sending.done(error)
+            sending.end(error)
 
     # -- closing
 
