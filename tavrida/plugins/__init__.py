@@ -7,11 +7,12 @@ tavrida's own plugins are registered in its setup.cfg like a stranger's in their
 
 from __future__ import annotations
 
-import importlib.metadata
-from importlib.metadata import EntryPoint
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tavrida import exceptions
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 CONTROLLERS = "tavrida.controllers"
 DISCOVERY = "tavrida.discovery"
@@ -27,6 +28,9 @@ Base = TypeVar("Base")
 
 def installed(namespace: str) -> list[EntryPoint]:
     """Return the entry points of a namespace, read afresh; nothing is imported."""
+    # Here, because it costs 50 ms that `import tavrida.client` need not pay.
+    import importlib.metadata
+
     return sorted(importlib.metadata.entry_points(group=namespace), key=lambda point: point.name)
 
 
@@ -106,4 +110,6 @@ def _why_not_one(
 
 def version() -> str:
     """Return the version of the installed tavrida."""
+    import importlib.metadata
+
     return importlib.metadata.version("tavrida")
