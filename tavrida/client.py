@@ -37,7 +37,7 @@ class RPCClient:
 
     With ``service`` its attributes are the methods of that service, ``client.hello(param=1)``;
     without, they are services, ``client.test_hello.hello(param=1)``. ``client["close"]`` takes
-    any name. It connects at the first message, and is made after a fork, not before.
+    any name. It connects at the first message, and in a forked child once more.
 
     ``source`` says who sends, for those who look into a message later, and is the topic of what
     ``publish`` sends. Without ``discovery`` every service is assumed at the exchange of its own
@@ -165,7 +165,8 @@ class _Link:
         self.loop = LoopThread("tavrida-client")
         name = f"tavrida client@{socket.gethostname()} {os.getpid()}"
         events = Events(self._lost, lambda: None, self._failed)
-        self.has_failed = False
+        self._is_given_up = False
+        self._process = os.getpid()
         self.transport = cls(config, self.loop, name, events)
         self.publisher = Publisher(self.loop, self.transport)
         self.caller = Caller(self.loop, self.transport, serializers)
@@ -180,9 +181,21 @@ class _Link:
         self.caller.interrupt()
 
     def _failed(self, error: Exception) -> None:
-        self.has_failed = True
+        self._is_given_up = True
+
+    @property
+    def is_mine(self) -> bool:
+        """False in a forked child: the connection and its thread are the parent's."""
+        return self._process == os.getpid()
+
+    @property
+    def is_usable(self) -> bool:
+        """False when it is of another process, or gave up reconnecting."""
+        return self.is_mine and not self._is_given_up
 
     def close(self) -> None:
+        if not self.is_mine:
+            return
         with contextlib.suppress(exceptions.ConnectionFailed):
             self.loop.run(self._close())
         self.loop.stop()
@@ -205,12 +218,12 @@ class _Sender:
 
     def _linked(self) -> _Link:
         link = self._link
-        if link is not None and not link.has_failed:
+        if link is not None and link.is_usable:
             return link
         with self._connecting:
             if self._is_closed:
                 raise exceptions.ConnectionFailed("this client was closed: make a new one")
-            if self._link is not None and self._link.has_failed:
+            if self._link is not None and not self._link.is_usable:
                 self._link.close()
                 self._link = None
             if self._link is None:

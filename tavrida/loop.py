@@ -103,6 +103,9 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run a coroutine on the loop and return its result; not to be called on the loop."""
+        if self.is_current:
+            coroutine.close()
+            raise RuntimeError("this would wait for itself: it was called on the event loop")
         future = self.start(coroutine)
         while True:
             try:

@@ -231,6 +231,8 @@ class Server:
         Deliveries that did not end by then go back to their queues. Thread-safe, idempotent;
         from inside a handler, use ``request_stop``.
         """
+        if self._loop is not None and self._loop.is_current:
+            raise RuntimeError("stop() in an async handler would wait for itself: request_stop()")
         loop, self._loop = self._loop, None
         if loop is None:
             return

@@ -359,6 +359,43 @@ print(cli.ok(n=2).call().payload)
         assert ["{'n': 2}"] == program.output
 
 
+def test_a_forked_child_gets_a_connection_of_its_own(serve: Serve, amqp_url: str) -> None:
+    """A client that the parent has used already works in both, and both end well."""
+    serve(Service)
+    text = f"""
+import os, sys
+from tavrida import client, config, discovery
+known = discovery.LocalDiscovery()
+known.register_remote_service("svc", {EXCHANGE!r})
+cli = client.RPCClient(config.ConnectionConfig(url={amqp_url!r}), "svc", known, "script")
+print("before", cli.ok(n=1).call().payload)
+child = os.fork()
+print("child" if child == 0 else "parent", cli.ok(n=2).call().payload)
+if child:
+    print("child ended with", os.waitpid(child, 0)[1])
+"""
+    with Program(["-c", text]) as program:
+        program.line("child ended with 0")
+        assert 0 == program.process.wait(5)
+        assert {"before {'n': 1}", "child {'n': 2}", "parent {'n': 2}"} <= set(program.output)
+
+
+def test_stopping_a_server_on_its_own_event_loop_is_an_error(
+    serve: Serve, connect: Connect
+) -> None:
+    """It would wait for itself; request_stop is for handlers."""
+
+    @dispatcher.rpc_service("suicidal")
+    class Suicidal(ServiceController):
+        @dispatcher.rpc_method(service="suicidal", method="stop")
+        async def stop(self, request: Any, proxy: Any) -> None:
+            server.stop()
+
+    server = serve(Suicidal)
+    with pytest.raises(exceptions.RemoteError, match="would wait for itself"):
+        connect("suicidal").suicidal.stop().call(timeout=DEADLINE)
+
+
 def _casts(client: Any) -> bool:
     try:
         client.svc.ok(n=4).cast()
