@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 from tavrida import envelope, exceptions, messages
@@ -20,6 +21,9 @@ from tavrida.plugins.transports import Delivery, Done, Transport
 LOG = logging.getLogger(__name__)
 
 Answer = Future[IncomingResponse]
+
+#: Seconds. An expiration in RabbitMQ is at most 2^32 - 1 milliseconds.
+MAX_TIMEOUT = 4_294_967
 
 
 @dataclass(slots=True, eq=False)
@@ -59,8 +63,8 @@ class Caller:
         """
         if timeout is None:
             timeout = self._transport.config.call_timeout
-        if timeout <= 0:
-            raise ValueError(f"timeout={timeout!r} should be more than 0 seconds")
+        if not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(f"timeout={timeout!r} should be from 0 to {MAX_TIMEOUT} seconds")
         own = time.time() + timeout
         request.deadline = own if inherited is None else min(own, inherited)
         answer: Answer = Future()
@@ -81,6 +85,9 @@ class Caller:
             self._send(request, answer, send, self._queue)
         except TimeoutError:
             _end(answer, self._timed_out(request))
+        except asyncio.CancelledError:
+            _end(answer, _interrupted(request))
+            raise
         except Exception as error:
             _end(answer, error)
 
@@ -172,9 +179,8 @@ def _interrupted(request: Request | None = None) -> exceptions.CallInterrupted:
 
 
 def _end(answer: Answer, outcome: IncomingResponse | Exception) -> None:
-    if answer.done():  # The one who waited cancelled it.
-        return
-    if isinstance(outcome, Exception):
-        answer.set_exception(outcome)
-    else:
-        answer.set_result(outcome)
+    with contextlib.suppress(InvalidStateError):  # who waited cancelled it
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -164,7 +165,7 @@ class _Link:
             cls.check_url(url)
         self.loop = LoopThread("tavrida-client")
         name = f"tavrida client@{socket.gethostname()} {os.getpid()}"
-        events = Events(self._lost, lambda: None, self._failed)
+        events = Events(self._lost, self._failed)
         self._is_given_up = False
         self._process = os.getpid()
         self.transport = cls(config, self.loop, name, events)
@@ -254,6 +255,7 @@ class _Sender:
             except exceptions.TavridaError as error:
                 done(error)
             return
+        _may_wait(link)
         confirmed: Future[None] = Future()
 
         def end(error: Exception | None) -> None:
@@ -270,7 +272,15 @@ class _Sender:
         address = self._addresses.of_notification(message.source)
         # Nobody may have subscribed yet, which is no error, so that the exchange may be missing.
         if address.exchange not in link.exchanges:
-            link.loop.run(link.transport.declare(Topology((Exchange(address.exchange),))))
+            declaring = link.transport.declare(Topology((Exchange(address.exchange),)))
+            timeout = self._config.publish_timeout
+            try:
+                link.loop.run(asyncio.wait_for(declaring, timeout))
+            except TimeoutError:
+                raise exceptions.PublishTimeout(
+                    f"exchange {address.exchange!r} could not be declared within {timeout} s: "
+                    "there is no connection to the broker"
+                ) from None
             link.exchanges.add(address.exchange)
         return address
 
@@ -280,6 +290,8 @@ class _Sender:
                 f"a client cannot receive what goes to reply_to={request.reply_to!r}: leave it "
                 "out to wait for the answer here, or cast()"
             )
+        link = self._linked()
+        _may_wait(link)
         return self.ask(request, timeout).result()
 
     wait = call
@@ -293,3 +305,12 @@ class _Sender:
             link.publisher.send(message, address, self._serializers.default, done)
 
         return link.caller.ask(request, timeout, None, send)
+
+
+def _may_wait(link: _Link) -> None:
+    """Raise CallError in a future's callback, which runs on the loop and would block it."""
+    if link.loop.is_current:
+        raise exceptions.CallError(
+            "a callback of a future runs on the client's event loop and may not wait there: use "
+            ".future(), or hand over to another thread"
+        )

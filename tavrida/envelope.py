@@ -138,6 +138,8 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
             longer than AMQP allows. Names the key.
     """
     headers = dict(message.extra_headers)
+    if headers:
+        check_headers(headers)
     headers["request_id"] = message.request_id
     if message.destination is not None:
         headers["destination"] = str(message.destination)

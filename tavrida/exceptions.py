@@ -46,6 +46,14 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, also of one of a user's whose ``str`` fails."""
+    try:
+        return str(error)
+    except Exception as reason:
+        return f"(its text cannot be made: {type(reason).__name__})"
+
+
 class TavridaError(Exception):
     """Root of all errors that tavrida raises."""
 
@@ -250,13 +258,13 @@ class PublishTimeout(TransportError, TimeoutError):
 class PipelineFailed(TransportError):
     """Raised when a pipeline ends and the broker has not confirmed all of its messages.
 
-    ``failures`` has each message that failed with its reason, in the order of sending.
+    ``failures`` has each message that failed with its reason, in the order of failing.
     """
 
     code = 1045
 
     def __init__(self, failures: Sequence[tuple[Any, Exception]]) -> None:
         self.failures = tuple(failures)
-        first = "; ".join(f"{message.message_type} {error}" for message, error in failures[:3])
+        first = "; ".join(text_of(error) for _, error in failures[:3])
         more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
         super().__init__(f"{len(failures)} messages of the pipeline failed: {first}{more}")

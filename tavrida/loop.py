@@ -19,6 +19,9 @@ LOG = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+#: Seconds that cancelled tasks get to end when the loop stops.
+CANCEL_TIMEOUT = 5.0
+
 #: Seconds. Python runs signal handlers in the main thread between two waits, not in a long one.
 SLICE = 0.5
 
@@ -42,7 +45,11 @@ class LoopThread:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            while not self._is_stopped:
+                try:
+                    self.loop.run_forever()
+                except BaseException:  # asyncio lets SystemExit and KeyboardInterrupt out
+                    LOG.exception("Something on the event loop wanted to end the program.")
         finally:
             self.loop.run_until_complete(self._cancel_tasks())
             self._drain()
@@ -52,7 +59,8 @@ class LoopThread:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:  # with a limit: a task may refuse to be cancelled
+            await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
 
     @property
     def is_current(self) -> bool:

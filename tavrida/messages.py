@@ -89,14 +89,10 @@ class Error(Message):
     def from_exception(cls, exception: BaseException) -> Error:
         """Return the error that tells of an exception; an answer carries no traceback."""
         code = getattr(exception, "code", None)
-        try:
-            message = str(exception)
-        except Exception as error:
-            message = f"(its text cannot be made: {type(error).__name__})"
         return cls(
             {
                 "class": type(exception).__name__,
-                "message": message,
+                "message": exceptions.text_of(exception),
                 "code": code if type(code) is int else exceptions.TavridaError.code,
             }
         )

@@ -10,7 +10,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import is_dataclass
 from datetime import date, datetime, timedelta
@@ -69,11 +69,14 @@ class Processor:
         caller: Caller,
         serializers: Serializers,
         concurrency: int,
+        redeclare: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self.loop = loop
         self.publisher = publisher
         self.caller = caller
         self.serializers = serializers
+        #: Declares the topology again, when something of it was deleted.
+        self.redeclare = redeclare
         self._workers = Workers(concurrency, "tavrida-worker")
         self._concurrency = concurrency
         self._running = 0
@@ -92,6 +95,7 @@ class Processor:
         except Exception:
             LOG.exception("A message of queue %s cannot be taken.", delivery.queue)
             delivery.reject()
+            self._open = {each for each in self._open if each.delivery is not delivery}
 
     def _receive(
         self, delivery: Delivery, router: Router, placements: Mapping[str, Placement]
@@ -144,6 +148,10 @@ class Processor:
 
     def _start(self, handling: Handling) -> None:
         message = handling.message
+        if not handling.delivery.is_live:
+            # Its connection went while it waited here; the broker delivers it again.
+            self.settled(handling)
+            return
         if message.deadline is not None and message.deadline <= time.time():
             LOG.info("Dropped an expired request to %s: its caller gave up.", message.destination)
             handling.settle()
@@ -151,11 +159,15 @@ class Processor:
         self._running += 1
         assert handling.handler is not None
         if handling.handler.is_async:
-            task = self.loop.loop.create_task(handling.run_async())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.start_task(handling.run_async())
         else:
             self._workers.run(handling.run)
+
+    def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine on the loop, and keep hold of it until it ends."""
+        task = self.loop.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def ended(self) -> None:
         """Called when a handler ended: the next one may start."""
@@ -193,11 +205,14 @@ class Handling:
         "_answer",
         "_error",
         "_has_ended",
+        "_is_answered_plainly",
         "_is_finished",
+        "_is_redeclared",
         "_outstanding",
         "_placement",
         "_processor",
         "_router",
+        "_unconfirmed",
         "delivery",
         "handler",
         "message",
@@ -223,8 +238,11 @@ class Handling:
         self._outstanding: set[str] = set()
         self._answer: Message | None = None
         self._error: BaseException | None = None
+        self._unconfirmed: Exception | None = None
         self._has_ended = False
         self._is_finished = False
+        self._is_answered_plainly = False
+        self._is_redeclared = False
 
     # -- running
 
@@ -254,6 +272,8 @@ class Handling:
                 result = call
             else:
                 result = await self.handler.function(call[0], call[1], **call[2])  # type: ignore[union-attr]
+        except GeneratorExit:
+            raise  # The loop is gone and did not wait for the handler.
         except BaseException as raised:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -293,7 +313,15 @@ class Handling:
 
     def send(self, message: Request | Notification) -> None:
         """Send a cast, a transfer or a notification as part of this delivery."""
-        self._send(message, self._address_of(message), self._confirm_of(message))
+        confirm = self._confirm_of(message)
+
+        def confirmed(error: Exception | None) -> None:
+            if error is not None and isinstance(message, Request) and message.reply_to:
+                # Nobody took the request over: it is ours to answer again.
+                self.message.reply_to = message.reply_to
+            confirm(error)
+
+        self._send(message, self._address_of(message), confirmed)
 
     def call(self, request: Request, timeout: float | None) -> None:
         """Send a request whose answer comes to another handler of this controller."""
@@ -354,8 +382,7 @@ class Handling:
         def confirmed(error: Exception | None) -> None:
             done(error)
             self._outstanding.discard(key)
-            if self._has_ended and not self._outstanding and not self._is_finished:
-                self._finish()
+            self._finish_if_done()
 
         try:
             self._processor.publisher.send(
@@ -367,7 +394,13 @@ class Handling:
             )
         except BaseException:
             self._outstanding.discard(key)
+            # The handler may have ended meanwhile: this was sent by a thread of its own.
+            self._processor.loop.submit(self._finish_if_done)
             raise
+
+    def _finish_if_done(self) -> None:
+        if self._has_ended and not self._outstanding and not self._is_finished:
+            self._finish()
 
     def _confirm_of(self, message: Request | Notification) -> Done:
         """What to do when the broker has taken a message that belongs to this delivery, or not."""
@@ -381,6 +414,8 @@ class Handling:
                 return
             if self._is_finished:
                 LOG.error("A message that was sent after its handler ended was lost: %s", error)
+            if isinstance(error, exceptions.PublishTimeout | exceptions.ConnectionFailed):
+                self._unconfirmed = error
             self._error = self._error or error
 
         return confirmed
@@ -418,8 +453,7 @@ class Handling:
                 place = self.handler.place if self.handler else "middleware"
                 self._error = exceptions.UnknownResult(f"{place} {unknown}")
                 self._log(self._error)
-        if not self._outstanding:
-            self._finish()
+        self._finish_if_done()
 
     def fail(self, error: Exception) -> None:
         """End a delivery that cannot be handled at all."""
@@ -438,7 +472,7 @@ class Handling:
             self.message.source or "an unknown source",
             self.message.correlation_id or "none",
             type(error).__name__,
-            error,
+            exceptions.text_of(error),
             exc_info=trace,
         )
 
@@ -451,6 +485,8 @@ class Handling:
             if self._error is not None or answer is None:
                 answer = Error.from_exception(self._error or exceptions.TavridaError("no answer"))
             self._send_answer(message, answer)
+        elif self._unconfirmed is not None:
+            self._give_back(self._unconfirmed)
         elif self._error is not None:
             self._dead_letter(self._error)
         else:
@@ -479,6 +515,7 @@ class Handling:
 
     def _send_plain_error(self, request: IncomingRequest, error: Exception) -> None:
         """Answer when the real answer cannot be sent: past middleware and discovery."""
+        self._is_answered_plainly = True
         answer = Error.from_exception(error)
         _address_answer(answer, request)
         answer.context = {}
@@ -503,13 +540,19 @@ class Handling:
         if isinstance(error, exceptions.ServiceUnavailable):
             LOG.debug("The caller of %s is gone: %s", self.message.destination, error)
             self.settle()
-        elif error is not None:
+        elif isinstance(error, exceptions.PublishTimeout | exceptions.ConnectionFailed):
             self._give_back(error)
-        else:
+        elif error is None:
             self.settle()
+        elif self._is_answered_plainly or not isinstance(self.message, IncomingRequest):
+            self._dead_letter(error)
+        else:  # The broker refused this answer, and would refuse it again.
+            self._log(error)
+            self._send_plain_error(self.message, error)
 
     def _dead_letter(self, reason: BaseException) -> None:
         """Move the message to the dead-letter queue, with why; acknowledge when it is there."""
+        self._error = reason
         delivery = self.delivery
         lines = "".join(traceback.format_exception(reason)).splitlines()[-TRACEBACK_LINES:]
         original = delivery.properties
@@ -517,7 +560,7 @@ class Handling:
             original.content_type or "",
             {
                 **(original.headers or {}),
-                "dead_reason": f"{type(reason).__name__}: {reason}"[:1000],
+                "dead_reason": f"{type(reason).__name__}: {exceptions.text_of(reason)}"[:1000],
                 "dead_traceback": "\n".join(lines)[-8000:],
                 "dead_queue": delivery.queue,
                 "dead_exchange": delivery.exchange,
@@ -541,11 +584,28 @@ class Handling:
             self.settle()
         elif isinstance(error, exceptions.PublishTimeout | exceptions.ConnectionFailed):
             self._give_back(error)
+        elif isinstance(error, exceptions.ServiceUnavailable):
+            self._processor.start_task(self._restore_dead_letter_queue(error))
         else:
             # The copy with the reason cannot be written; the broker can still move the original.
             LOG.error("A dead letter goes to its queue without the reason: %s", error)
             self.delivery.reject()
             self._processor.settled(self)
+
+    async def _restore_dead_letter_queue(self, error: Exception) -> None:
+        """Somebody deleted the dead-letter queue: without it the message would be lost."""
+        if self._is_redeclared:
+            self._give_back(error)
+            return
+        self._is_redeclared = True
+        LOG.warning("The dead-letter queue of %s is gone; declaring it again.", self.delivery.queue)
+        try:
+            await self._processor.redeclare()
+        except exceptions.TransportError as reason:
+            self._give_back(reason)
+        else:
+            assert self._error is not None
+            self._dead_letter(self._error)
 
     def settle(self) -> None:
         """Acknowledge the delivery: all is done."""
@@ -567,7 +627,13 @@ def response_of(result: object) -> Message:
     if result is None:
         return Response()
     if isinstance(result, Response | Error):
-        return result
+        if not isinstance(result.payload, dict):
+            raise exceptions.UnknownResult(
+                f"returned {type(result).__name__} with {type(result.payload).__name__} as "
+                "payload, which should be a dict"
+            )
+        # A copy: what is filled in later belongs to this request, and the handler may keep its own.
+        return type(result)(dict(result.payload), dict(result.context), dict(result.extra_headers))
     if isinstance(result, dict):
         if all(isinstance(key, str) for key in result):
             return Response(dict(result))

@@ -161,7 +161,7 @@ class Server:
         while not (starting.done() or self._is_stop_requested or self._failure):
             self._wait()
         error = self._failure
-        if error is None and starting.done():
+        if error is None and starting.done() and not starting.cancelled():
             error = starting.exception()
             if error is None:
                 return
@@ -181,13 +181,13 @@ class Server:
         name = f"tavrida {names[:150]}@{socket.gethostname()} {os.getpid()}"
         # A broker that blocks publishers blocks their whole connection, so consuming has its own.
         self._consuming = self._transport_class(
-            self.config, loop, f"{name} in", Events(self._lost, lambda: None, self._failed)
+            self.config, loop, f"{name} in", Events(self._lost, self._failed)
         )
         self._publishing = self._transport_class(
             self.config,
             loop,
             f"{name} out",
-            Events(lambda reason: None, lambda: None, self._failed),
+            Events(lambda reason: None, self._failed),
         )
         self._caller = Caller(loop, self._consuming, self._serializers)
         self._processor = Processor(
@@ -196,6 +196,7 @@ class Server:
             self._caller,
             self._serializers,
             self.settings.concurrency,
+            lambda: self._consuming.declare(self.topology),
         )
 
     async def _start(self) -> None:

@@ -53,7 +53,6 @@ ONLY_IN = {
     "stevedore": ("plugins",),
     "oslo_config": ("options", "cli.", "plugins.discovery."),
     "cliff": ("cli.",),
-    "cotyledon": ("workers", "cli."),
 }
 
 

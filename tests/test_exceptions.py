@@ -169,10 +169,7 @@ def test_pipeline_failed_shows_three_and_counts_the_rest() -> None:
     """Thousands of failures make a message that can be read, and none is lost."""
     failures = [(Request({"n": n}), exceptions.PublishFailed(f"no {n}")) for n in range(5)]
     error = PipelineFailed(failures)
-    assert (
-        "5 messages of the pipeline failed: request no 0; request no 1; request no 2; and 2 more"
-        == str(error)
-    )
+    assert "5 messages of the pipeline failed: no 0; no 1; no 2; and 2 more" == str(error)
     assert tuple(failures) == error.failures
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from cliff.show import ShowOne
 
 from tavrida import exceptions
+from tavrida.calls import MAX_TIMEOUT
 from tavrida.cli.application import TavridaCommand, WrongUsage
 from tavrida.entry_point import EntryPoint
 
@@ -108,8 +109,8 @@ class Call(Sending, ShowOne):
     def take_action(self, args: argparse.Namespace) -> tuple[list[str], list[Any]]:
         payload = self.payload(args)
         target = target_of(args)
-        if args.timeout is not None and args.timeout <= 0:
-            raise WrongUsage(f"--timeout {args.timeout} should be more than 0 seconds")
+        if args.timeout is not None and not 0 < args.timeout <= MAX_TIMEOUT:
+            raise WrongUsage(f"--timeout {args.timeout} should be from 0 to {MAX_TIMEOUT} seconds")
         with self.client(args) as client:
             answer = client[target.service][target.method](**payload).call(timeout=args.timeout)
         return list(answer.payload), list(answer.payload.values())

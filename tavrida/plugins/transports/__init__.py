@@ -34,6 +34,10 @@ class Delivery(Protocol):
     redelivered: bool
     queue: str
 
+    @property
+    def is_live(self) -> bool:
+        """False when it was settled, or when its connection is gone."""
+
     def ack(self) -> None:
         """Tell the broker to forget the message."""
 
@@ -65,8 +69,6 @@ class Events:
 
     #: The connection was lost; the transport goes on to make a new one.
     lost: Callable[[str], None]
-    #: Everything that was declared and consumed is in place again on a new connection.
-    restored: Callable[[], None]
     #: No connection could be made any more; the transport gave up.
     failed: Callable[[Exception], None]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -52,6 +53,12 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 #: Seconds to wait for the broker's goodbye before the socket is left to the operating system.
 CLOSE_TIMEOUT = 5.0
 
+#: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
+MAX_PROPERTIES = 120_000
+
+#: Seconds. A connection that lives for less is no reason to hurry with the next one.
+SHORT_LIFE = 5.0
+
 #: 404 NOT_FOUND, of AMQP 0-9-1: here, an exchange that does not exist.
 _NOT_FOUND = 404
 _ACCESS_REFUSED = 403
@@ -76,20 +83,29 @@ class AMQPDelivery:
     queue: str
     channel: Channel
     tag: int
+    is_settled: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        """True while settling it means something."""
+        return not self.is_settled and self.channel.is_open
 
     def ack(self) -> None:
         """Tell the broker to forget the message."""
-        if self.channel.is_open:
+        if self.is_live:
+            self.is_settled = True
             self.channel.basic_ack(self.tag)
 
     def requeue(self) -> None:
         """Give the message back untouched."""
-        if self.channel.is_open:
+        if self.is_live:
+            self.is_settled = True
             self.channel.basic_nack(self.tag, requeue=True)
 
     def reject(self) -> None:
         """Have the broker move the message to the dead-letter queue of its queue."""
-        if self.channel.is_open:
+        if self.is_live:
+            self.is_settled = True
             self.channel.basic_reject(self.tag, requeue=False)
 
 
@@ -120,7 +136,7 @@ class _Channel:
     """A pika channel whose methods can be awaited, and end with an error if it closes."""
 
     def __init__(
-        self, connection: AsyncioConnection, on_closed: Callable[[BaseException], None]
+        self, connection: AsyncioConnection, on_closed: Callable[[_Channel, BaseException], None]
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._asked: set[asyncio.Future[Any]] = set()
@@ -144,7 +160,7 @@ class _Channel:
             if not future.done():
                 future.set_exception(reason)
                 future.exception()  # seen: who asked may be gone
-        self._on_closed(reason)
+        self._on_closed(self, reason)
 
     async def ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the pika channel that takes a callback; return what it is given."""
@@ -172,6 +188,8 @@ class AMQPTransport(Transport):
         self._is_blocked = False
         self._is_closing = False
         self._was_open = False
+        self._connected_at = 0.0
+        self._pauses = _pauses(config.retry_delay, config.max_retry_delay)
         self._topologies: dict[Topology, None] = {}
         self._consumers: list[_Consumer] = []
         self._consuming: _Channel | None = None
@@ -214,28 +232,31 @@ class AMQPTransport(Transport):
             LOG.warning("%s lost its connection: %s. Reconnecting.", self.name, reason)
             self.events.lost(reason)
             try:
+                if self.loop.loop.time() - self._connected_at < SHORT_LIFE:
+                    await asyncio.sleep(next(self._pauses))
+                else:
+                    self._pauses = _pauses(self.config.retry_delay, self.config.max_retry_delay)
                 await self._connect(self.config.reconnect_attempts)
             except exceptions.TransportError as error:
                 self._fail_all(error)
                 self.events.failed(error)
                 return
             LOG.info("%s is connected again.", self.name)
-            self.events.restored()
 
     async def _connect(self, attempts: int) -> None:
         """Try all nodes, again and again with growing pauses, until one takes us."""
         error = exceptions.ConnectionFailed(f"{self.name} may not reconnect (reconnect_attempts)")
         rounds = itertools.count() if attempts < 0 else range(attempts)
-        pauses = _pauses(self.config.retry_delay, self.config.max_retry_delay)
         for number in rounds:
             if number:
-                pause = next(pauses)
+                pause = next(self._pauses)
                 LOG.warning("%s Trying again in %.1f s.", _sentence(error), pause)
                 await asyncio.sleep(pause)
             for url in random.sample(self.config.urls, len(self.config.urls)):
                 try:
                     await self._connect_to(url)
                     self._was_open = True
+                    self._connected_at = self.loop.loop.time()
                     return
                 except exceptions.ConnectionFailed as failure:
                     error = failure
@@ -247,11 +268,15 @@ class AMQPTransport(Transport):
     async def _connect_to(self, url: str) -> None:
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+        ended = asyncio.Event()
+
         def on_open(connection: Any) -> None:
+            ended.set()
             if not opened.done():
                 opened.set_result(None)
 
         def on_error(connection: Any, error: BaseException | str) -> None:
+            ended.set()
             if not opened.done():
                 opened.set_exception(_connection_failed(url, error))
 
@@ -265,7 +290,10 @@ class AMQPTransport(Transport):
         try:
             await opened
         except asyncio.CancelledError:
-            connection.close()  # it may be half open
+            # Half open: pika has to see the end of what it began.
+            connection.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), 0.2)
             raise
         self._connection = connection
         self._is_blocked = False
@@ -301,7 +329,7 @@ class AMQPTransport(Transport):
 
     async def _restore(self, connection: AsyncioConnection) -> None:
         """Put everything in place on a new connection."""
-        self._publishing = await self._open_publishing(connection)
+        await self._open_publishing(connection)
         self._consuming = _Channel(connection, self._on_consuming_closed)
         await self._consuming.opened
         self._consuming.pika.add_on_cancel_callback(self._on_cancelled)
@@ -312,12 +340,13 @@ class AMQPTransport(Transport):
         self._ready.set()
         self._flush()
 
-    async def _open_publishing(self, connection: AsyncioConnection) -> _Channel:
+    async def _open_publishing(self, connection: AsyncioConnection) -> None:
         channel = _Channel(connection, self._on_publishing_closed)
         await channel.opened
         channel.pika.add_on_return_callback(self._on_return)
-        await channel.ask(channel.pika.confirm_delivery, self._on_confirm)
-        return channel
+        on_confirm = functools.partial(self._on_confirm, channel)
+        await channel.ask(channel.pika.confirm_delivery, on_confirm)
+        self._publishing = channel
 
     def _on_connection_closed(self, connection: Any, reason: BaseException) -> None:
         if connection is not self._connection:
@@ -328,9 +357,10 @@ class AMQPTransport(Transport):
             self._lost.set_result(_text(reason))
 
     def _drop(self, connection: AsyncioConnection | None) -> None:
-        self._ready.clear()
-        if connection is not None and connection.is_open:
-            connection.close()
+        if connection is not None and connection is self._connection:
+            self._ready.clear()
+            if connection.is_open:
+                connection.close()
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self._is_blocked = True
@@ -369,7 +399,7 @@ class AMQPTransport(Transport):
     async def _declare(self, topology: Topology) -> None:
         assert self._connection is not None
         # A refusal closes the channel that asked; so it is a channel for this alone.
-        channel = _Channel(self._connection, lambda reason: None)
+        channel = _Channel(self._connection, lambda channel, reason: None)
         await channel.opened
         amqp = channel.pika
         asked = [
@@ -464,8 +494,10 @@ class AMQPTransport(Transport):
         )
         self._drop(self._connection)
 
-    def _on_consuming_closed(self, reason: BaseException) -> None:
+    def _on_consuming_closed(self, channel: _Channel, reason: BaseException) -> None:
         connection = self._connection
+        if channel is not self._consuming:
+            return  # of a connection before this one
         if connection is not None and connection.is_open and not self._is_closing:
             LOG.warning("%s: the broker closed its channel: %s.", self.name, _text(reason))
             self._drop(connection)
@@ -493,17 +525,21 @@ class AMQPTransport(Transport):
         assert self._publishing is not None
         publication = sending.publication
         try:
+            properties = _pika_properties(publication.properties)
+            _check_size(properties)
             self._publishing.pika.basic_publish(
                 publication.exchange,
                 publication.routing_key,
                 publication.body,
-                _pika_properties(publication.properties),
+                properties,
                 publication.is_mandatory,
             )
         except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError):
             # Closing, and the callback that says so is on its way.
             self._outbox.appendleft(sending)
             self._ready.clear()
+        except exceptions.PublishFailed as error:
+            sending.end(error)
         except Exception as error:  # pika's encoder: nothing was written
             sending.end(exceptions.PublishFailed(f"the message cannot be encoded: {error!r}"))
         else:
@@ -511,10 +547,14 @@ class AMQPTransport(Transport):
             self._unconfirmed[self._last_tag] = sending
 
     def _on_return(self, channel: Any, method: Basic.Return, properties: Any, body: bytes) -> None:
+        if self._publishing is None or channel is not self._publishing.pika:
+            return
         # RabbitMQ sends the return before the confirm of the same message.
         self._returned.add(properties.message_id)
 
-    def _on_confirm(self, frame: Any) -> None:
+    def _on_confirm(self, channel: _Channel, frame: Any) -> None:
+        if channel is not self._publishing:
+            return  # its tags mean nothing any more
         method = frame.method
         if method.multiple:
             tags = list(itertools.takewhile(lambda t: t <= method.delivery_tag, self._unconfirmed))
@@ -537,8 +577,11 @@ class AMQPTransport(Transport):
         if self._outbox:
             self._flush()
 
-    def _on_publishing_closed(self, reason: BaseException) -> None:
+    def _on_publishing_closed(self, channel: _Channel, reason: BaseException) -> None:
         """Find out which publication the broker objected to; the others are sent again."""
+        if channel is not self._publishing:
+            return  # of a connection before this one, or never open
+        self._publishing = None
         self._ready.clear()
         sent = list(self._unconfirmed.values())
         self._unconfirmed.clear()
@@ -563,12 +606,13 @@ class AMQPTransport(Transport):
 
     async def _reopen_publishing(self, connection: AsyncioConnection) -> None:
         try:
-            self._publishing = await self._open_publishing(connection)
+            await self._open_publishing(connection)
         except pika.exceptions.AMQPError:
             self._drop(connection)
         else:
-            self._ready.set()
-            self._flush()
+            if connection is self._connection:
+                self._ready.set()
+                self._flush()
 
     def _sweep(self) -> None:
         """End publications that are over their deadline; runs while there are any."""
@@ -579,6 +623,7 @@ class AMQPTransport(Transport):
             if sending.deadline > now:
                 break
             overdue.append(self._unconfirmed.pop(tag))
+            self._returned.discard(sending.publication.properties.message_id)
         while self._outbox and self._outbox[0].deadline <= now:
             overdue.append(self._outbox.popleft())
         if self._is_blocked:
@@ -654,6 +699,25 @@ def _pika_properties(properties: Properties) -> BasicProperties:
     )
 
 
+def _check_size(properties: BasicProperties) -> None:
+    """Raise PublishFailed for headers that are larger than a frame.
+
+    AMQP 0-9-1 (section 2.3.5.2) has no way to split them, and RabbitMQ closes the connection.
+    """
+    headers = properties.headers or {}
+    size = 0
+    for value in headers.values():
+        size += len(value) if isinstance(value, str) else 16
+        if isinstance(value, dict | list | bytes):  # rare, and of any depth
+            size += MAX_PROPERTIES
+    if size > MAX_PROPERTIES // 4:  # a character has up to four bytes
+        size = sum(map(len, properties.encode()))
+    if size > MAX_PROPERTIES:
+        raise exceptions.PublishFailed(
+            f"the headers have {size} bytes, more than the {MAX_PROPERTIES} that fit into a frame"
+        )
+
+
 def _text(reason: BaseException) -> str:
     """One line for any of pika's exceptions."""
     if isinstance(reason, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
@@ -717,7 +781,8 @@ def _connection_failed(url: str, error: BaseException | str) -> exceptions.Conne
     )
     vhost = pika.URLParameters(url).virtual_host
     text = error if isinstance(error, str) else repr(error)  # str() of some of pika's is empty
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError):
+    is_refused = "403" in text or "ACCESS_REFUSED" in text
+    if isinstance(error, pika.exceptions.ProbableAuthenticationError) and is_refused:
         return exceptions.ConnectionFailed(
             f"{where} refused user {parts.username!r}: wrong user name or password (or 'guest' "
             "from another machine, which RabbitMQ does not allow)",
@@ -729,6 +794,10 @@ def _connection_failed(url: str, error: BaseException | str) -> exceptions.Conne
             f"{where}: virtual host {vhost!r} {why}. The virtual host is the part "
             "of the url after the port and a slash; a slash in its name is written %2F",
             is_final=True,
+        )
+    if "StreamLostError" in text or "ConnectionResetError" in text:
+        return exceptions.ConnectionFailed(
+            f"{where} closed the connection before it was open; is it starting or stopping?"
         )
     if isinstance(error, pika.exceptions.IncompatibleProtocolError):
         return exceptions.ConnectionFailed(f"{where} does not speak AMQP 0-9-1: {text}")
