@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -35,6 +36,8 @@ START_TIMEOUT = 45.0
 STOP_TIMEOUT = 15.0
 #: Seconds for the helpers of a broker to end by themselves once it has gone.
 HELPERS_TIMEOUT = 1.0
+#: Seconds within which ``erl_call`` has to reach a running node.
+CONNECT_TIMEOUT = 15.0
 #: Seconds for one ``rabbitmqctl``.
 CTL_TIMEOUT = 60.0
 
@@ -180,15 +183,23 @@ class Node:
             NodeError: the expression is wrong or failed; has what Erlang says.
         """
         # Far quicker than rabbitmqctl, which boots an Erlang machine of its own each time.
-        done = subprocess.run(
-            ["erl_call", "-address", f"127.0.0.1:{self._dist_port}", "-e"],
-            env=self._environment,
-            input=f"{expression}.\n",
-            capture_output=True,
-            text=True,
-            timeout=CTL_TIMEOUT,
-            check=False,
-        )
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        while True:
+            # A name of its own: a node refuses one that it still takes for connected.
+            name = f"tests{secrets.token_hex(6)}"
+            done = subprocess.run(
+                ["erl_call", "-h", name, "-address", f"127.0.0.1:{self._dist_port}", "-e"],
+                env=self._environment,
+                input=f"{expression}.\n",
+                capture_output=True,
+                text=True,
+                timeout=CTL_TIMEOUT,
+                check=False,
+            )
+            # The handshake has a limit of some seconds, which a busy machine can miss; nothing
+            # was run then.
+            if "failed to connect" not in done.stderr or time.monotonic() > deadline:
+                break
         # The exit code is 0 for a failed expression too.
         if not done.stdout.startswith("{ok, "):
             raise NodeError(f"{expression}: {done.stdout}{done.stderr}")
