@@ -45,6 +45,7 @@ class Caller:
         self._serializers = serializers
         self._waiters: dict[str, _Waiter] = {}
         self._queue = ""
+        self._losses = 0
         self._opening = asyncio.Lock()
         #: Answers that nobody waited for any more.
         self.late_answers = 0
@@ -80,8 +81,13 @@ class Caller:
         try:
             async with self._opening:
                 if not self._queue:
+                    losses = self._losses
                     async with asyncio.timeout(request.time_left):
-                        self._queue = await self._transport.reply_queue(self._on_answer)
+                        queue = await self._transport.reply_queue(self._on_answer)
+                    if losses != self._losses:  # it went before we heard of it
+                        _end(answer, _interrupted(request))
+                        return
+                    self._queue = queue
             self._send(request, answer, send, self._queue)
         except TimeoutError:
             _end(answer, self._timed_out(request))
@@ -164,6 +170,7 @@ class Caller:
     def interrupt(self) -> None:
         """End all waiting: the reply queue is gone with its connection. Called on the loop."""
         self._queue = ""
+        self._losses += 1
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
             waiter.timer.cancel()

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from queue import SimpleQueue
@@ -89,12 +91,15 @@ class Service(ServiceController):
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> None:
+def _fresh() -> Iterator[None]:
     Service.seen = SimpleQueue()
     Service.gate = threading.Event()
     known = discovery.LocalDiscovery()
     known.register_remote_service("nobody", EXCHANGE)
     Service.set_discovery(known)
+    yield
+    # What a test left half run is finalized here, and not within whatever comes later.
+    gc.collect()
 
 
 def test_a_message_whose_dead_letter_would_not_fit_into_a_frame_is_moved_by_the_broker(

@@ -119,6 +119,9 @@ class Transport(abc.ABC):
         """Return the name of a queue of this connection only, whose deliveries need no ack.
 
         It dies with the connection; ask again after ``Events.lost``.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile, or the broker refuses the queue.
         """
 
     @abc.abstractmethod

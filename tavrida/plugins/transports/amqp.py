@@ -267,7 +267,6 @@ class AMQPTransport(Transport):
 
     async def _connect_to(self, url: str) -> None:
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
         ended = asyncio.Event()
 
         def on_open(connection: Any) -> None:
@@ -470,9 +469,14 @@ class AMQPTransport(Transport):
         # A new name at each connection: the old queue may still be there, locked by a connection
         # that the broker has not given up yet.
         name = f"tavrida.reply.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(6)}"
-        await channel.ask(channel.pika.queue_declare, name, exclusive=True)
         receive = self._receiver(name, on_delivery)
-        await channel.ask(channel.pika.basic_consume, name, receive, auto_ack=True)
+        try:
+            await channel.ask(channel.pika.queue_declare, name, exclusive=True)
+            await channel.ask(channel.pika.basic_consume, name, receive, auto_ack=True)
+        except pika.exceptions.AMQPError as error:
+            raise exceptions.ConnectionFailed(
+                f"cannot make a queue for answers: {_text(error)}"
+            ) from error
         return name
 
     async def cancel(self) -> None:
