@@ -22,7 +22,7 @@ from tavrida import exceptions, messages
 from tavrida.entry_point import MAX_LENGTH, EntryPoint
 from tavrida.messages import IncomingMessage, Message
 
-#: Names in ``message.headers`` that tavrida fills in; users cannot add headers of these names.
+#: Header names that users cannot add: tavrida fills most of them in.
 RESERVED = frozenset(
     {
         "correlation_id",
@@ -33,6 +33,9 @@ RESERVED = frozenset(
         "source",
         "destination",
         "deadline",
+        # RabbitMQ sends a copy to whatever routing keys these two name.
+        "CC",
+        "BCC",
     }
 )
 

@@ -26,12 +26,15 @@ class Queue:
     """A durable queue. What it cannot deliver goes to the queue ``dead_letter_to``, if any.
 
     ``delivery_limit`` is how often a quorum queue hands over a message that nobody settles.
+    ``message_ttl`` is in milliseconds: a message that waits for longer expires. A queue without
+    consumers that has both a ``message_ttl`` and a ``dead_letter_to`` delays what comes to it.
     """
 
     name: str
     type: str
     dead_letter_to: str = ""
     delivery_limit: int | None = None
+    message_ttl: int | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from tavrida import exceptions
 from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
@@ -141,3 +142,23 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     async def close(self) -> None:
         """Send what is written already, settlements among it, then close. Never raises."""
+
+
+def unroutable(publication: Publication) -> exceptions.ServiceUnavailable:
+    """Return the error of a mandatory message that no queue takes."""
+    service = publication.routing_key.partition(".")[0]
+    if not publication.exchange:
+        return exceptions.ServiceUnavailable(f"there is no queue {publication.routing_key!r}")
+    return exceptions.ServiceUnavailable(
+        f"nobody serves {service!r}: exchange {publication.exchange!r} has no queue for routing "
+        f"key {publication.routing_key!r}. Was the service ever started?"
+    )
+
+
+def no_exchange(publication: Publication) -> exceptions.ServiceUnavailable:
+    """Return the error of a message to an exchange that does not exist."""
+    return exceptions.ServiceUnavailable(
+        f"nobody serves {publication.routing_key.partition('.')[0]!r}: exchange "
+        f"{publication.exchange!r} (routing key {publication.routing_key!r}) does not exist. "
+        "Was the service ever started, and is this the exchange that it uses?"
+    )

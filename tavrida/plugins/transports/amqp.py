@@ -20,12 +20,11 @@ import functools
 import itertools
 import logging
 import os
-import random
 import re
 import secrets
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,7 +41,15 @@ from tavrida import exceptions
 from tavrida.config import ConnectionConfig, redact
 from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import Done, Events, OnDelivery, Publication, Transport
+from tavrida.plugins.transports import (
+    Done,
+    Events,
+    OnDelivery,
+    Publication,
+    no_exchange,
+    unroutable,
+)
+from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.topology import Queue, Topology
 
 LOG = logging.getLogger(__name__)
@@ -56,8 +63,8 @@ CLOSE_TIMEOUT = 5.0
 #: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
 MAX_PROPERTIES = 120_000
 
-#: Seconds. A connection that lives for less is no reason to hurry with the next one.
-SHORT_LIFE = 5.0
+#: AMQP has 16 bits for it.
+MAX_PREFETCH = 65_535
 
 #: 404 NOT_FOUND, of AMQP 0-9-1: here, an exchange that does not exist.
 _NOT_FOUND = 404
@@ -169,7 +176,7 @@ class _Channel:
         return await future
 
 
-class AMQPTransport(Transport):
+class AMQPTransport(ReconnectingTransport):
     """One connection to RabbitMQ: a channel that publishes, with confirms, and one that consumes.
 
     A channel error while publishing costs that channel only; anything wrong with consuming (a
@@ -182,14 +189,7 @@ class AMQPTransport(Transport):
     ) -> None:
         super().__init__(config, loop, name, events)
         self._connection: AsyncioConnection | None = None
-        self._lost: asyncio.Future[str] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
         self._is_blocked = False
-        self._is_closing = False
-        self._was_open = False
-        self._connected_at = 0.0
-        self._pauses = _pauses(config.retry_delay, config.max_retry_delay)
         self._topologies: dict[Topology, None] = {}
         self._consumers: list[_Consumer] = []
         self._consuming: _Channel | None = None
@@ -218,52 +218,6 @@ class AMQPTransport(Transport):
         )
 
     # -- connecting
-
-    async def open(self, attempts: int) -> None:
-        await self._connect(max(1, attempts) if attempts >= 0 else -1)
-        self._keeper = asyncio.create_task(self._keep_connected())
-
-    async def _keep_connected(self) -> None:
-        while not self._is_closing:
-            assert self._lost is not None
-            reason = await self._lost
-            if self._is_closing:
-                return
-            LOG.warning("%s lost its connection: %s. Reconnecting.", self.name, reason)
-            self.events.lost(reason)
-            try:
-                if self.loop.loop.time() - self._connected_at < SHORT_LIFE:
-                    await asyncio.sleep(next(self._pauses))
-                else:
-                    self._pauses = _pauses(self.config.retry_delay, self.config.max_retry_delay)
-                await self._connect(self.config.reconnect_attempts)
-            except exceptions.TransportError as error:
-                self._fail_all(error)
-                self.events.failed(error)
-                return
-            LOG.info("%s is connected again.", self.name)
-
-    async def _connect(self, attempts: int) -> None:
-        """Try all nodes, again and again with growing pauses, until one takes us."""
-        error = exceptions.ConnectionFailed(f"{self.name} may not reconnect (reconnect_attempts)")
-        rounds = itertools.count() if attempts < 0 else range(attempts)
-        for number in rounds:
-            if number:
-                pause = next(self._pauses)
-                LOG.warning("%s Trying again in %.1f s.", _sentence(error), pause)
-                await asyncio.sleep(pause)
-            for url in random.sample(self.config.urls, len(self.config.urls)):
-                try:
-                    await self._connect_to(url)
-                    self._was_open = True
-                    self._connected_at = self.loop.loop.time()
-                    return
-                except exceptions.ConnectionFailed as failure:
-                    error = failure
-                    # Once connected, a refusal may pass: users come back with a restored broker.
-                    if failure.is_final and not self._was_open:
-                        raise
-        raise error
 
     async def _connect_to(self, url: str) -> None:
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -332,7 +286,7 @@ class AMQPTransport(Transport):
         self._consuming = _Channel(connection, self._on_consuming_closed)
         await self._consuming.opened
         self._consuming.pika.add_on_cancel_callback(self._on_cancelled)
-        for topology in self._topologies:
+        for topology in list(self._topologies):
             await self._declare(topology)
         for consumer in self._consumers:
             await self._start_consumer(consumer)
@@ -388,6 +342,8 @@ class AMQPTransport(Transport):
                 await action()
         except pika.exceptions.ChannelClosedByBroker as error:
             raise exceptions.TransportError(f"the broker refused: {_text(error)}") from error
+        except (pika.exceptions.ShortStringTooLong, UnicodeEncodeError) as error:
+            raise exceptions.TransportError(f"AMQP cannot write a name: {error}") from error
         except pika.exceptions.AMQPError:
             await self._ready.wait()
         except TimeoutError:
@@ -417,20 +373,27 @@ class AMQPTransport(Transport):
             await asyncio.gather(*asked)
         except pika.exceptions.ChannelClosedByBroker as error:
             raise _conflict(error) from error
-        amqp.close()
+        finally:
+            if amqp.is_open:
+                amqp.close()
 
     # -- consuming
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
         consumer = _Consumer(queue, prefetch, on_delivery)
         self._consumers.append(consumer)
-        await self._apply(lambda: self._start_consumer(consumer))
+        try:
+            await self._apply(lambda: self._start_consumer(consumer))
+        except exceptions.TransportError:
+            self._consumers.remove(consumer)
+            raise
 
     async def _start_consumer(self, consumer: _Consumer) -> None:
         assert self._consuming is not None
         channel = self._consuming
         # Per consumer, not per channel: RabbitMQ 4.3 refuses the latter.
-        await channel.ask(channel.pika.basic_qos, prefetch_count=consumer.prefetch)
+        prefetch = min(consumer.prefetch, MAX_PREFETCH)
+        await channel.ask(channel.pika.basic_qos, prefetch_count=prefetch)
         await channel.ask(
             channel.pika.basic_consume,
             consumer.queue,
@@ -445,8 +408,7 @@ class AMQPTransport(Transport):
             headers = properties.headers
             if headers:
                 for name, value in headers.items():
-                    if type(value) is pika.compat.long:  # an int that msgspec refuses
-                        headers[name] = int(value)
+                    headers[name] = _plain(value)
             on_delivery(
                 AMQPDelivery(
                     body,
@@ -510,7 +472,7 @@ class AMQPTransport(Transport):
 
     def publish(self, publication: Publication, done: Done) -> None:
         if self._is_closing:
-            done(exceptions.ConnectionFailed("the connection was closed by this program"))
+            done(closed())
             return
         deadline = self.loop.loop.time() + self.config.publish_timeout
         self._outbox.append(_Sending(publication, done, deadline))
@@ -576,7 +538,7 @@ class AMQPTransport(Transport):
                 error = exceptions.PublishFailed("the broker refused the message (basic.nack)")
             elif self._returned and publication.properties.message_id in self._returned:
                 self._returned.discard(publication.properties.message_id)
-                error = _unroutable(publication)
+                error = unroutable(publication)
             sending.end(error)
         if self._outbox:
             self._flush()
@@ -664,18 +626,8 @@ class AMQPTransport(Transport):
         if connection is not None and connection.is_open and self._lost is not None:
             connection.close()
             await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
-        self._fail_all(exceptions.ConnectionFailed("the connection was closed by this program"))
-
-
-def _pauses(first: float, longest: float) -> Iterator[float]:
-    """Seconds between attempts: doubling, with jitter, so that not all processes come at once."""
-    pause = first
-    while True:
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        pause = min(longest, pause * 2)
+        await self._stop_keeping()
+        self._fail_all(closed())
 
 
 def _arguments(queue: Queue) -> dict[str, Any]:
@@ -685,7 +637,20 @@ def _arguments(queue: Queue) -> dict[str, Any]:
         arguments["x-dead-letter-routing-key"] = queue.dead_letter_to
     if queue.delivery_limit is not None:
         arguments["x-delivery-limit"] = queue.delivery_limit
+    if queue.message_ttl is not None:
+        arguments["x-message-ttl"] = queue.message_ttl
     return arguments
+
+
+def _plain(value: Any) -> Any:
+    """Return a header's value with plain integers, also in lists and tables like x-death's."""
+    if type(value) is pika.compat.long:  # an int that msgspec refuses
+        return int(value)
+    if type(value) is list:
+        return [_plain(each) for each in value]
+    if type(value) is dict:
+        return {name: _plain(each) for name, each in value.items()}
+    return value
 
 
 def _pika_properties(properties: Properties) -> BasicProperties:
@@ -729,30 +694,11 @@ def _text(reason: BaseException) -> str:
     return f"{type(reason).__name__} {reason}".strip()
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text if text.endswith(("?", ".")) else f"{text}."
-
-
-def _unroutable(publication: Publication) -> exceptions.ServiceUnavailable:
-    service = publication.routing_key.partition(".")[0]
-    if not publication.exchange:
-        return exceptions.ServiceUnavailable(f"there is no queue {publication.routing_key!r}")
-    return exceptions.ServiceUnavailable(
-        f"nobody serves {service!r}: exchange {publication.exchange!r} has no queue for routing "
-        f"key {publication.routing_key!r}. Was the service ever started?"
-    )
-
-
 def _objection(publication: Publication, reason: BaseException) -> Exception:
     """Why the broker closed the channel over a publication."""
     code = getattr(reason, "reply_code", 0)
     if code == _NOT_FOUND:
-        return exceptions.ServiceUnavailable(
-            f"nobody serves {publication.routing_key.partition('.')[0]!r}: exchange "
-            f"{publication.exchange!r} (routing key {publication.routing_key!r}) does not exist. "
-            "Was the service ever started, and is this the exchange that it uses?"
-        )
+        return no_exchange(publication)
     return exceptions.PublishFailed(
         f"the broker refused a message to exchange {publication.exchange!r}, routing key "
         f"{publication.routing_key!r}: {_text(reason)}"

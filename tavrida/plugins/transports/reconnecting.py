@@ -1,0 +1,125 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reconnecting: a transport that keeps its connection, whatever that is a connection to."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Iterator
+
+from tavrida import exceptions
+from tavrida.config import ConnectionConfig
+from tavrida.loop import LoopThread
+from tavrida.plugins.transports import Events, Transport
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds. A connection that lives for less is no reason to hurry with the next one.
+SHORT_LIFE = 5.0
+
+
+class ReconnectingTransport(Transport):
+    """A transport that makes a new connection when the one it has is lost.
+
+    A subclass makes one connection in ``_connect_to`` and says in ``_lost``, a future that it
+    makes each time, when that is gone.
+    """
+
+    def __init__(
+        self, config: ConnectionConfig, loop: LoopThread, name: str, events: Events
+    ) -> None:
+        super().__init__(config, loop, name, events)
+        self._lost: asyncio.Future[str] | None = None
+        #: Set while there is a connection on which everything is in place.
+        self._ready = asyncio.Event()
+        self._is_closing = False
+        self._was_open = False
+        self._connected_at = 0.0
+        self._keeper: asyncio.Task[None] | None = None
+        self._pauses = pauses(config.retry_delay, config.max_retry_delay)
+
+    @abc.abstractmethod
+    async def _connect_to(self, url: str) -> None:
+        """Connect to one node, put everything in place and make the future ``_lost``.
+
+        Raises:
+            ConnectionFailed: it did not work; nothing is left of it.
+        """
+
+    @abc.abstractmethod
+    def _fail_all(self, error: Exception) -> None:
+        """End every publication that waits for its confirm."""
+
+    async def open(self, attempts: int) -> None:
+        await self._connect(max(1, attempts) if attempts >= 0 else -1)
+        self._keeper = asyncio.create_task(self._keep_connected())
+
+    async def _keep_connected(self) -> None:
+        while not self._is_closing:
+            assert self._lost is not None
+            reason = await self._lost
+            if self._is_closing:
+                return
+            LOG.warning("%s lost its connection: %s. Reconnecting.", self.name, reason)
+            self.events.lost(reason)
+            try:
+                if self.loop.loop.time() - self._connected_at < SHORT_LIFE:
+                    await asyncio.sleep(next(self._pauses))
+                else:
+                    self._pauses = pauses(self.config.retry_delay, self.config.max_retry_delay)
+                await self._connect(self.config.reconnect_attempts)
+            except exceptions.TransportError as error:
+                self._fail_all(error)
+                self.events.failed(error)
+                return
+            LOG.info("%s is connected again.", self.name)
+
+    async def _connect(self, attempts: int) -> None:
+        """Try all nodes, again and again with growing pauses, until one takes us."""
+        error = exceptions.ConnectionFailed(f"{self.name} may not reconnect (reconnect_attempts)")
+        rounds = itertools.count() if attempts < 0 else range(attempts)
+        for number in rounds:
+            if number:
+                pause = next(self._pauses)
+                LOG.warning("%s Trying again in %.1f s.", _sentence(error), pause)
+                await asyncio.sleep(pause)
+            for url in random.sample(self.config.urls, len(self.config.urls)):
+                try:
+                    await self._connect_to(url)
+                    self._was_open = True
+                    self._connected_at = self.loop.loop.time()
+                    return
+                except exceptions.ConnectionFailed as failure:
+                    error = failure
+                    # Once connected, a refusal may pass: users come back with a restored broker.
+                    if failure.is_final and not self._was_open:
+                        raise
+        raise error
+
+    async def _stop_keeping(self) -> None:
+        """Make no new connection any more."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+
+
+def pauses(first: float, longest: float) -> Iterator[float]:
+    """Seconds between attempts: doubling, with jitter, so that not all processes come at once."""
+    pause = first
+    while True:
+        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        pause = min(longest, pause * 2)
+
+
+def closed() -> exceptions.ConnectionFailed:
+    """Return the error of what is asked for, or still under way, when a transport is closed."""
+    return exceptions.ConnectionFailed("the connection was closed by this program")
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text if text.endswith(("?", ".")) else f"{text}."
