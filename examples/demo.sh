@@ -1,18 +1,22 @@
 #!/bin/bash
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-# Started by ./dev demo, beside a broker whose URL is in OS_CONNECTION__URL.
+# Started by ./dev demo: the example's two services on an embedded bus of their own, no broker.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 CONFIG=examples/hello_world/etc/hello.conf
-LOG=$(mktemp)
+# The default place of the bus, but in a folder that is thrown away afterwards.
+START=$EPOCHREALTIME
+export XDG_STATE_HOME=$(mktemp -d)
+LOG=$XDG_STATE_HOME/server.log
+unset OS_CONNECTION__URL
 
 say() { printf '\ndemo: %s\n' "$*"; }
 
 # The command as a newcomer would type it, then what it prints.
 show() {
-    echo "\$ $*"
+    echo "\$ $(printf '%q ' "$@")"
     "$@" &
     wait $! # unlike a command in the foreground, this lets a signal through at once
 }
@@ -30,7 +34,7 @@ cleanup() {
         say "something failed; the end of the server's log:"
         tail -n 20 "$LOG"
     fi
-    rm -f "$LOG"
+    rm -rf "$XDG_STATE_HOME"
     exit $code
 }
 trap cleanup EXIT
@@ -41,15 +45,17 @@ say "starting the services of $CONFIG"
 echo "\$ tavrida-server --config-file $CONFIG"
 tavrida-server --config-file $CONFIG >"$LOG" 2>&1 &
 SERVER=$!
-for _ in $(seq 300); do
+for _ in $(seq 1500); do
     grep -q serving "$LOG" && break
     kill -0 $SERVER 2>/dev/null || break
-    sleep 0.1
+    sleep 0.02
 done
-grep -m 1 serving "$LOG" || exit 1
+grep -E "embedded|serving" "$LOG" || exit 1
 
 say "calling test_hello.hello and waiting for the answer"
 show tavrida call test_hello.hello param=123 --config-file $CONFIG
+
+awk "BEGIN { printf \"(%.1f s after the start of this demo)\\n\", $EPOCHREALTIME - $START }"
 
 say "a request that its handler refuses: the caller hears why (exit code 1)"
 show tavrida call test_world.world param=-1 --config-file $CONFIG || true
@@ -57,7 +63,7 @@ show tavrida call test_world.world param=-1 --config-file $CONFIG || true
 say "one that does not fit the handler, which is not run"
 show tavrida call test_world.world param=many --config-file $CONFIG || true
 
-say "a cast: nobody waits, the broker keeps it until it is handled"
+say "a cast: nobody waits, the bus keeps it until it is handled"
 show tavrida cast test_hello.hello param=124 --config-file $CONFIG
 
 say "a notification, for whoever subscribed"
@@ -70,4 +76,10 @@ for _ in $(seq 50); do
 done
 grep -v -e ' INFO ' -e Traceback -e '^  ' "$LOG" | head -n 40
 
-say "next: read examples/hello_world/README.md, change hello.py, and run this again"
+say "what to try next"
+cat <<END
+  - Change a handler in examples/hello_world/hello_world/hello.py and run this again.
+  - Run it yourself, without the script: the commands are in examples/hello_world/README.md.
+  - Test it in milliseconds: docs/testing.md.
+  - Have RabbitMQ? Set url in $CONFIG. Nothing else changes.
+END

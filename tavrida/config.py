@@ -115,7 +115,9 @@ class ConnectionConfig:
         (),
         "Where the broker is: amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST, amqps:// with TLS. "
         "Several nodes of a cluster: a comma between the urls. The scheme picks the transport. "
-        "A virtual host '/' is written %2F, a dollar sign $$.",
+        "A virtual host '/' is written %2F, a dollar sign $$. sqlite:///PATH/bus.db needs no "
+        "broker and connects the processes of one machine; without any url it is such a file in "
+        "the user's state folder, $XDG_STATE_HOME/tavrida/bus.db.",
         secret=True,
     )
     heartbeat: int = option(

@@ -18,7 +18,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from tavrida import dispatcher, exceptions, inifiles, plugins
+from tavrida import dispatcher, exceptions, inifiles, plugins, state
 from tavrida.config import ConnectionConfig, LogSettings, ServerSettings, options_of
 from tavrida.discovery import Discovery
 from tavrida.plugins.discovery.file import FileDiscovery
@@ -276,9 +276,10 @@ class _Reader:
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in self.values(name).items()
             }
-            if name == "connection":
-                values["async_engine"] = True  # the ini has concurrency = 1 for one at a time
             with self.faults.collected(), _said_of(name):
+                if name == "connection":
+                    values["async_engine"] = True  # the ini has concurrency = 1 for one at a time
+                    values["url"] = values["url"] or (state.default_url(),)
                 found[name] = settings(**values)
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from oslo_config import cfg, generator
 
-from tavrida import options, plugins
+from tavrida import options, plugins, state
 from tavrida.config import ConnectionConfig, LogSettings, ServerSettings
 from tavrida.exceptions import ConfigError, PluginError, ServiceUnknown
 from tavrida.options import Configuration, ServiceSection
@@ -121,7 +121,9 @@ def ini(tmp_path: Path) -> Ini:
 def test_shortest_file_serves(ini: Ini) -> None:
     """Everything else has a sensible default."""
     configuration = ini.read(HELLO)
-    assert ConnectionConfig(async_engine=True) == configuration.connection
+    assert (
+        ConnectionConfig(url=(state.default_url(),), async_engine=True) == configuration.connection
+    )
     assert ServerSettings(services=("plug_hello",)) == configuration.server
     assert LogSettings() == configuration.log
     service = configuration.services[0]

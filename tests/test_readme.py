@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import venv
 from pathlib import Path
@@ -74,6 +76,35 @@ def test_service_and_client_of_readme_run_as_they_stand(
         assert 0 == service.end()
 
 
+def test_service_and_client_of_readme_run_without_a_broker(tmp_path: Path) -> None:
+    """With the configuration that README names for that, in both."""
+    (configuration,) = re.findall(r"`(config\.ConnectionConfig\(url=.*?\))`", README)
+    own = configuration.replace("/tmp/bus.db", f"{tmp_path}/bus.db")
+    for name, text in PROGRAMS:
+        changed = re.sub(r"^conf = .*$", f"conf = {own}", text, flags=re.MULTILINE)
+        assert own in changed
+        (tmp_path / name).write_text(changed, encoding="utf-8")
+    with Program([tmp_path / "hello_service.py"]) as service:
+        eventually(lambda: queue_is_served(tmp_path / "bus.db"))
+        with Program([tmp_path / "hello_client.py"]) as client:
+            client.line("125")
+            assert 0 == client.process.wait(DEADLINE)
+        service.line("123")
+        service.line("124")
+        assert 0 == service.end()
+
+
+def queue_is_served(path: Path) -> bool:
+    """Tell whether somebody consumes a queue of an embedded bus."""
+    if not path.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(path)) as bus:
+        try:
+            return bool(bus.execute("SELECT 1 FROM consumers").fetchone())
+        except sqlite3.OperationalError:  # its tables are being made
+            return False
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_dev_demo_shows_the_answer(tmp_path: Path) -> None:
@@ -91,6 +122,7 @@ def test_dev_demo_shows_the_answer(tmp_path: Path) -> None:
     assert "Hello, 123!" in done.stdout
     assert "notification from hello" in done.stdout
     assert "the world has no place for -1" in done.stdout + done.stderr
+    assert "what to try next" in done.stdout
 
 
 def test_dev_test_hands_its_arguments_to_pytest() -> None:
@@ -110,7 +142,7 @@ def test_dev_test_hands_its_arguments_to_pytest() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_the_example_is_installed_checked_served_and_called(amqp_url: str, tmp_path: Path) -> None:
+def test_the_example_is_installed_checked_served_and_called(tmp_path: Path) -> None:
     """In a copy of the checkout, in an environment with nothing but what the commands install."""
     source = tmp_path / "tavrida"
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "__pycache__")
@@ -119,7 +151,7 @@ def test_the_example_is_installed_checked_served_and_called(amqp_url: str, tmp_p
     scripts = tmp_path / "venv" / "bin"
     environment = os.environ | {
         "PATH": f"{scripts}:{os.environ['PATH']}",
-        "OS_CONNECTION__URL": amqp_url,
+        "XDG_STATE_HOME": str(tmp_path / "state"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
     install, check, serve, call = COMMANDS[2:]

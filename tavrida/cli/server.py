@@ -14,9 +14,11 @@ import sys
 
 from oslo_config import cfg
 
-from tavrida import assembly, exceptions, options, plugins
+from tavrida import assembly, exceptions, options, plugins, state
 from tavrida.config import redact
 from tavrida.server import Server
+
+LOG = logging.getLogger(__name__)
 
 OK, BAD_CONFIGURATION, NO_BROKER = 0, 1, 3
 
@@ -46,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     logging.basicConfig(level=configuration.log.level, format=configuration.log.format)
     try:
+        if state.prepare(server.config.urls):
+            LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
         server.run()
+    except exceptions.ConfigError as error:
+        print(f"tavrida-server: {error}", file=sys.stderr)
+        return BAD_CONFIGURATION
     except exceptions.TransportError as error:
         print(f"tavrida-server: {error}", file=sys.stderr)
         return NO_BROKER

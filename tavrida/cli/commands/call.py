@@ -43,7 +43,7 @@ class Sending(TavridaCommand):
         """Return a client for the service, and the payload."""
         import dataclasses
 
-        from tavrida import options
+        from tavrida import options, state
         from tavrida.client import RPCClient
 
         target = target_of(args)
@@ -56,6 +56,7 @@ class Sending(TavridaCommand):
         if args.exchange:
             discovery.register_remote_service(target.service, args.exchange)
             discovery.register_local_publisher(target.service, args.exchange)
+        state.prepare(config.urls)
         return RPCClient(
             config,
             discovery=discovery,
