@@ -22,6 +22,7 @@ import pytest
 from tavrida import exceptions
 from tavrida.plugins.transports.sqlite import store, syncer
 from tavrida.plugins.transports.sqlite.bus import Bus
+from tavrida.plugins.transports.sqlite.transport import CLOSE_TIMEOUT
 from tavrida.topology import Binding, Exchange, Queue
 from tests.transports.bench import Bench, Connection, numbered, publication
 from tests.waiting import DEADLINE, eventually
@@ -247,6 +248,21 @@ def test_the_log_of_one_who_only_consumes_does_not_grow_for_ever(
         return log.stat().st_size < 200_000
 
     eventually(is_small_again)
+
+
+def test_connections_that_end_one_after_the_other_all_end_at_once(bench: Bench) -> None:
+    """The last one closes the store, and not one that is merely ahead of it."""
+    for _ in range(20):
+        connections = [bench.connect() for _ in range(3)]
+
+        async def close_all(connections: list[Connection] = connections) -> None:
+            closing = []
+            for connection in connections:
+                closing.append(asyncio.ensure_future(connection.transport.close()))
+                await asyncio.sleep(0)
+            await asyncio.wait_for(asyncio.gather(*closing), CLOSE_TIMEOUT / 2)
+
+        bench.run(close_all())
 
 
 # -- locks

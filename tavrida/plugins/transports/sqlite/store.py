@@ -126,7 +126,8 @@ class Store:
         self._consumers: list[Consumer] = []
         #: The sessions here, with whom to tell when they are lost.
         self._sessions: dict[int, Callable[[str], None]] = {}
-        self._opening = 0
+        #: Those who have a session here, or are about to.
+        self._users = 0
         self._is_scheduled = False
         self._is_closed = False
         self._busy_since: float | None = None
@@ -206,13 +207,13 @@ class Store:
 
     async def open_session(self, name: str, on_lost: Callable[[str], None]) -> int:
         """Return the id of a new session, which ends with ``end_session`` or with this process."""
-        self._opening += 1
+        self._users += 1
         try:
             session = await self.ask(lambda bus: bus.open_session(self._bell.name, name))
-            self._sessions[session] = on_lost
-        finally:
-            self._opening -= 1
-            self._close_if_unused()
+        except BaseException:
+            self._leave()
+            raise
+        self._sessions[session] = on_lost
         return session
 
     async def end_session(self, session: int) -> None:
@@ -223,7 +224,7 @@ class Store:
             if not self._is_closed:
                 await self.ask(lambda bus: bus.end_session(session))
         finally:
-            self._close_if_unused()
+            self._leave()
 
     async def consume(
         self,
@@ -462,11 +463,7 @@ class Store:
         if self._is_closed:
             return
         sessions, self._sessions = self._sessions, {}
-        asked = self._work.asked
         self._close()
-        for _, future in asked:
-            if not future.done():
-                future.set_exception(_lost(self.place))
         for on_lost in sessions.values():
             on_lost(reason)
 
@@ -540,12 +537,16 @@ class Store:
 
         self._timers[callback] = self._loop.loop.call_at(due, run)
 
-    def _close_if_unused(self) -> None:
-        if not self._sessions and not self._opening and not self._is_closed:
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users and not self._is_closed:
             self._close()
 
     def _close(self) -> None:
         self._is_closed = True
+        for _, future in self._work.asked:
+            if not future.done():
+                future.set_exception(_lost(self.place))
         process.stores.pop((self.place, self._loop), None)
         for timer in self._timers.values():
             timer.cancel()
