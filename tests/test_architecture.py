@@ -46,6 +46,7 @@ ROOMS = [
     "options",
     "assembly",
     "cli",
+    "testing",
 ]
 
 #: Which modules may import these, by the beginning of their names.
@@ -54,6 +55,7 @@ ONLY_IN = {
     "stevedore": ("plugins",),
     "oslo_config": ("options", "cli.", "plugins.discovery."),
     "cliff": ("cli.",),
+    "pytest": ("testing.plugin",),
 }
 
 
@@ -123,7 +125,7 @@ def test_foreign_packages_are_imported_in_their_rooms_only(package: str) -> None
 
 
 #: Files and memory that a process shares whether it wants to or not; its docstring says why.
-REGISTRIES = {"plugins.transports.sqlite.process"}
+REGISTRIES = {"plugins.transports.sqlite.process", "testing.faults"}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - REGISTRIES))
