@@ -55,7 +55,7 @@ grep -E "embedded|serving" "$LOG" || exit 1
 say "calling test_hello.hello and waiting for the answer"
 show tavrida call test_hello.hello param=123 --config-file $CONFIG
 
-awk "BEGIN { printf \"(%.1f s after the start of this demo)\\n\", $EPOCHREALTIME - $START }"
+awk "BEGIN { printf \"(the answer came %.1f s after this demo began)\\n\", $EPOCHREALTIME - $START }"
 
 say "a request that its handler refuses: the caller hears why (exit code 1)"
 show tavrida call test_world.world param=-1 --config-file $CONFIG || true

@@ -30,7 +30,7 @@ def folder() -> Path:
 
 def default_url() -> str:
     """Return the url of the embedded bus in the state folder."""
-    return f"sqlite://{quote(str(folder()))}/bus.db"
+    return f"sqlite://{quote(os.fsencode(folder()))}/bus.db"
 
 
 def prepare(urls: tuple[str, ...]) -> bool:

@@ -52,6 +52,20 @@ def test_tables_of_another_version_are_refused(path: Path, bench: Bench) -> None
     assert "has tables of version 99, and this tavrida works with version 1" in text
 
 
+def test_a_file_with_a_second_path_is_refused(path: Path, bench: Bench) -> None:
+    """Who came by the other one would have another log, and lose messages."""
+    bench.connect().close()
+    path.with_name("other.db").hardlink_to(path)
+    assert "has a second path" in str(refusal(bench.connection()))
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    """A folder, a device."""
+    for url in (f"sqlite://{tmp_path}", "sqlite:///dev/null"):
+        with Bench(url) as bench:
+            assert "is no file: change the url" in str(refusal(bench.connection()))
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     """It is not made: a slip in the url would hide in it."""
     with Bench(f"sqlite://{tmp_path}/no/bus.db") as bench:
@@ -102,6 +116,7 @@ def test_a_damaged_database_says_what_may_help(path: Path, bench: Bench) -> None
 MOUNTS = """21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
 30 21 0:25 / /home rw,relatime shared:1 - nfs4 server:/home rw,vers=4.2
 31 30 254:1 / /home/local rw - ext4 /dev/vdb rw
+35 21 0:29 / /mnt/größe rw - nfs server:/ rw
 32 21 0:26 / /mnt/with\\040blank rw - cifs //server/share rw
 33 21 0:27 / /mnt/two rw - ext4 /dev/vdc rw
 34 33 0:28 / /mnt/two rw - fuse.sshfs me@server: rw
@@ -117,6 +132,7 @@ MOUNTS = """21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
         ("/homely", "ext4"),
         ("/home/local/me", "ext4"),
         ("/mnt/with blank", "cifs"),
+        ("/mnt/größe", "nfs"),
         ("/mnt/two/x", "fuse.sshfs"),
     ],
 )

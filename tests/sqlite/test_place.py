@@ -53,6 +53,8 @@ def test_options_are_read() -> None:
     [
         ("sqlite://var/lib/bus.db", "'var' stands where the path should begin"),
         ("sqlite:///var/lib/", "it names no file"),
+        ("sqlite:///var/a#b.db", "a # begins what is no part of the path: write it %23"),
+        ("sqlite:bus.db", "its path is relative"),
         ("sqlite:///b.db?synchronos=full", "did you mean 'synchronous'?"),
         ("sqlite:///b.db?memory=x", "no option 'memory'; there is lock_timeout and synchronous"),
         ("sqlite://?synchronous=full", "no option 'synchronous'"),

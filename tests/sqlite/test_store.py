@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -15,12 +16,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from tavrida import exceptions
-from tavrida.plugins.transports.sqlite import store, syncer
+from tavrida.plugins.transports.sqlite import bus, process, store, syncer
 from tavrida.plugins.transports.sqlite.bus import Bus
 from tavrida.plugins.transports.sqlite.transport import CLOSE_TIMEOUT
 from tavrida.topology import Binding, Exchange, Queue
@@ -37,15 +39,12 @@ class Disk:
         self.lets_through.set()
         self.failures: list[OSError] = []
 
-    def sync(self, path: str) -> None:
+    def sync(self, file: int) -> None:
         assert self.lets_through.wait(DEADLINE)
         self.count += 1
         if self.failures:
             raise self.failures.pop()
-        syncer_sync(path)
-
-
-syncer_sync = syncer.sync
+        os.fdatasync(file)
 
 
 @pytest.fixture
@@ -124,13 +123,44 @@ def test_a_sync_that_fails_makes_a_new_connection_and_sends_again(bench: Bench, 
     assert {b"hello"} == set(bench.bodies_in(queue))
 
 
-def test_a_sync_brings_the_log_to_the_disk(tmp_path: Path) -> None:
-    """The real one; a log that SQLite deleted is in the database already."""
-    (tmp_path / "log").write_bytes(b"x")
-    syncer_sync(str(tmp_path / "log"))
-    syncer_sync(str(tmp_path / "none"))
-    with pytest.raises(IsADirectoryError):
-        syncer_sync(str(tmp_path))
+def test_after_a_failed_sync_only_a_checkpoint_confirms(
+    bench: Bench, disk: Disk, path: Path
+) -> None:
+    """The kernel forgets what it could not write; what is in the database itself is safe."""
+    connection = bench.connect()
+    connection.may_be_lost = True
+    queue = connection.queue()
+    connection.put(queue, b"before")
+    count = disk.count
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entries").fetchone()
+        disk.failures.append(OSError(5, "Input/output error"))
+        outcome = connection.send("", queue, b"after")
+        assert "Input/output error" in connection.lost.get(timeout=DEADLINE)
+        assert str(path) in process.distrusted
+        assert not outcome.is_known
+        reader.execute("COMMIT")
+    assert outcome.wait() is None
+    assert not process.distrusted
+    assert disk.count == count + 1  # the log alone was not asked again
+    only = path.with_name("only.db")
+    only.write_bytes(path.read_bytes())  # without the log
+    with contextlib.closing(sqlite3.connect(only)) as survived:
+        bodies = {body for (body,) in survived.execute("SELECT body FROM contents")}
+    assert {b"before", b"after"} <= bodies
+
+
+def test_a_log_that_was_removed_confirms_nothing(bench: Bench, path: Path) -> None:
+    """What is in it is taken over into the database first, and nothing is lost."""
+    connection = bench.connect()
+    connection.may_be_lost = True
+    queue = connection.queue()
+    connection.put(queue, b"before")
+    path.with_name("bus.db-wal").unlink()
+    connection.publish("", queue, b"after")
+    assert "No such file" in connection.lost.get(timeout=DEADLINE)
+    assert {b"before", b"after"} == set(bench.bodies_in(queue))
 
 
 def test_a_full_disk_fails_what_is_published_and_keeps_what_is_settled(
@@ -298,6 +328,23 @@ def test_a_publication_does_not_wait_for_a_lock_for_ever(
         assert [] == bench.bodies_in(queue)
 
 
+def test_whoever_asks_something_of_a_locked_bus_is_told_in_time(
+    path: Path, intruder: sqlite3.Connection
+) -> None:
+    """Opening, declaring and consuming end, and so does closing."""
+    with Bench(f"sqlite://{path}?lock_timeout=0.2") as bench:
+        connection, other = bench.connect(), bench.connection()
+        queue = connection.queue()
+        intruder.execute("BEGIN IMMEDIATE")
+        for ask in (connection.queue, lambda: connection.consume(queue), connection.reply_queue):
+            with pytest.raises(exceptions.ConnectionFailed, match=r"over 0\.2 s \(lock_timeout\)"):
+                ask()
+        with pytest.raises(exceptions.ConnectionFailed, match="lock_timeout"):
+            other.open(attempts=1)
+        connection.close()
+        intruder.execute("COMMIT")
+
+
 def test_a_database_that_stays_locked_cannot_be_opened(
     path: Path, intruder: sqlite3.Connection
 ) -> None:
@@ -385,6 +432,107 @@ def test_the_bell_of_one_who_died_before_anybody_knew_it_is_cleared_away(
     bench.connect()
     assert 1 == len(list(folder.iterdir()))
     assert not (folder / "1-dead").exists()
+
+
+def test_a_moment_without_descriptors_does_not_end_the_sweeps(
+    bench: Bench, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they look for is found as soon as there are some again."""
+    monkeypatch.setattr(store, "SWEEP", 0.02)
+    connection = bench.connect()
+    connection.may_be_lost = True
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        for _ in range(3):
+            bench.run(asyncio.sleep(0.03))  # some sweeps
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(lowest)
+    for each in path.parent.glob("bus.db*"):
+        if each.is_file():
+            each.unlink()
+    assert "was removed or replaced" in connection.lost.get(timeout=DEADLINE)
+
+
+def test_what_a_session_held_comes_back_although_its_end_did_not_work(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk was full, for example; others of the same process go on using the store."""
+    monkeypatch.setattr(store, "SWEEP", 0.02)
+    staying, going = bench.connect(), bench.connect()
+    queue = staying.queue()
+    staying.put(queue, b"hello")
+    going.consume(queue).next()
+    with monkeypatch.context() as patch:
+        patch.setattr(Bus, "end_session", _cannot)
+        going.close()
+    delivery = staying.consume(queue).next()
+    assert (b"hello", True) == (delivery.body, delivery.redelivered)
+
+
+def _cannot(*args: object) -> None:
+    raise exceptions.ConnectionFailed("the disk is full")
+
+
+# -- hostile messages
+
+
+@pytest.mark.parametrize(
+    "told", ["abc", [1], [{"a": 1}], [{"queue": "q", "reason": "rejected"}], {}, 5]
+)
+def test_a_made_up_death_in_a_header_harms_nobody(bench: Bench, told: object) -> None:
+    """RabbitMQ's own header, written by a publisher: it is replaced when the message dies."""
+    connection = bench.connect()
+    dead = connection.queue()
+    queue = connection.queue(dead_letter_to=dead)
+    connection.put(queue, b"hello", headers={"x-death": told}, expiration=0)
+    letter = connection.consume(dead).next()
+    assert letter.properties.headers is not None
+    assert ["expired"] == [death["reason"] for death in letter.properties.headers["x-death"]]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"timestamp": 1.5},
+        {"timestamp": 2**70},
+        {"expiration": 2**63},
+        {"expiration": -1},
+        {"headers": {"time": datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))}},
+    ],
+    ids=repr,
+)
+def test_properties_that_nobody_could_read_are_refused(
+    bench: Bench, properties: dict[str, object]
+) -> None:
+    """By their sender, and not by every consumer for ever."""
+    connection = bench.connect()
+    queue = connection.queue()
+    with pytest.raises(exceptions.PublishFailed):
+        connection.publish("", queue, b"bad", **properties)
+    connection.put(queue, b"good")
+    assert [b"good"] == bench.bodies_in(queue)
+
+
+def test_a_name_without_bytes_cannot_be_declared(bench: Bench) -> None:
+    """A lone surrogate."""
+    with pytest.raises(exceptions.TransportError, match="is no name"):
+        bench.connect().declare(Queue("q\ud800", "classic"))
+
+
+def test_a_storm_of_expired_messages_is_taken_in_portions(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other writers get their turn between them, and what is fresh arrives all the same."""
+    monkeypatch.setattr(bus, "BATCH", 10)
+    connection = bench.connect()
+    queue = connection.queue()
+    for body in numbered(205):
+        connection.send("", queue, body, expiration=1)
+    connection.put(queue, b"fresh")
+    assert b"fresh" == connection.consume(queue, 1).next().body
 
 
 # -- memory

@@ -73,10 +73,17 @@ class ReconnectingTransport(Transport):
                     self._pauses = pauses(self.config.retry_delay, self.config.max_retry_delay)
                 await self._connect(self.config.reconnect_attempts)
             except exceptions.TransportError as error:
-                self._fail_all(error)
-                self.events.failed(error)
+                self._give_up(error)
+                return
+            except Exception as error:  # ours: whoever waits has to hear of it
+                LOG.exception("Reconnecting failed.")
+                self._give_up(exceptions.ConnectionFailed(f"cannot reconnect: {error!r}"))
                 return
             LOG.info("%s is connected again.", self.name)
+
+    def _give_up(self, error: Exception) -> None:
+        self._fail_all(error)
+        self.events.failed(error)
 
     async def _connect(self, attempts: int) -> None:
         """Try all nodes, again and again with growing pauses, until one takes us."""

@@ -71,7 +71,7 @@ CREATE TRIGGER entries_deleted AFTER DELETE ON entries
     BEGIN DELETE FROM contents WHERE id = old.id; END;
 """
 
-#: Messages of a queue that one transaction expires at most; the next one goes on.
+#: Messages that one transaction expires at most, there and in taking; the next one goes on.
 BATCH = 1000
 
 #: More than there will ever be messages: what is that much less stands before all of them.
@@ -99,8 +99,12 @@ _decoder = msgspec.msgpack.Decoder(StoredProperties, ext_hook=tables.read_extens
 
 
 def encode(properties: Properties) -> bytes:
-    """Return the properties as they are kept; raises ValueError for what cannot be."""
-    return _encoder.encode(
+    """Return the properties as they are kept.
+
+    Raises:
+        ValueError, OverflowError, msgspec.MsgspecError: they cannot be.
+    """
+    encoded = _encoder.encode(
         StoredProperties(
             properties.content_type or None,
             tables.writable(properties.headers),
@@ -113,6 +117,8 @@ def encode(properties: Properties) -> bytes:
             properties.app_id or None,
         )
     )
+    _decoder.decode(encoded)  # who takes it later has to be able to read it
+    return encoded
 
 
 def now() -> int:
@@ -152,10 +158,12 @@ class Bus:
     def __init__(self) -> None:
         self._db: sqlite3.Connection
         self.touched: Counter[int] = Counter()
+        #: Queues that may have more for who took from them, though that was less than he wanted.
+        self.unfinished: set[int] = set()
         #: When the first message will expire, as far as this process knows.
         self.next_expiry: int | None = None
         self._topology = 0
-        self._next_id = 0
+        self._next_id = self._first_id = 0
         self._exchanges: set[str] = set()
         self._queues: dict[str, QueueRow] = {}
         self._by_id: dict[int, QueueRow] = {}
@@ -168,6 +176,7 @@ class Bus:
         """Take up what other processes changed since the last transaction."""
         self.look(connection)
         self.touched = Counter()
+        self.unfinished = set()
         self._new_entries.clear()
         self._new_contents.clear()
         topology, self._next_id = self._db.execute(
@@ -413,6 +422,7 @@ class Bus:
         self._flush()
         taken: list[Taken] = []
         rows = self._next(queue, limit)
+        left = BATCH
         while rows:
             time_now = now()
             expired = [row for row in rows if row[2] is not None and row[2] <= time_now]
@@ -422,6 +432,10 @@ class Bus:
             fresh = [row for row in rows if row not in expired] if expired else rows
             self._hold(session, [row[0] for row in fresh], in_order=is_quorum)
             taken += [_taken(row, is_quorum) for row in fresh]
+            left -= len(expired)
+            if expired and left <= 0:
+                self.unfinished.add(queue)
+                break
             rows = self._next(queue, limit - len(taken)) if expired else []
         return taken
 
@@ -442,6 +456,8 @@ class Bus:
         """Hand over the next messages of a queue whose consumer need not acknowledge."""
         self._flush()
         rows = self._next(queue, limit)
+        if len(rows) == limit:
+            self.unfinished.add(queue)
         self._db.executemany("DELETE FROM entries WHERE id = ?", [(row[0],) for row in rows])
         time_now = now()
         return [_taken(row, False) for row in rows if row[2] is None or row[2] > time_now]
@@ -530,13 +546,16 @@ class Bus:
     def expire(self) -> None:
         """Move what is first in line and has expired, and find out when the next one will."""
         self._flush()
-        for _ in range(BATCH):
-            heads = [entry for entry, expires_at in self._heads() if expires_at <= now()]
-            for entry in heads:
+        left = BATCH
+        while left > 0:
+            time_now = now()
+            heads = [entry for entry, expires_at in self._heads() if expires_at <= time_now]
+            for entry in heads[:left]:
                 self._dead_letter(entry, "expired")
             self._flush()
             if not heads:
                 break
+            left -= len(heads)
         self.next_expiry = self.first_expiry()
 
     def first_expiry(self) -> int | None:
@@ -574,7 +593,11 @@ def _check_names(topology: Topology) -> None:
     names += [each.name for each in topology.queues]
     names += [each.routing_key for each in topology.bindings]
     for name in names:
-        if len(name.encode(errors="replace")) > MAX_LENGTH:
+        try:
+            length = len(name.encode())
+        except UnicodeEncodeError as error:
+            raise exceptions.TransportError(f"{name[:40]!r} is no name: {error}") from None
+        if length > MAX_LENGTH:
             raise exceptions.TransportError(
                 f"{name[:40]!r}... is longer than the {MAX_LENGTH} bytes of a name"
             )
@@ -612,7 +635,7 @@ def _note_death(
 ) -> None:
     """Write into the headers why and where a message died, as RabbitMQ does (x-death)."""
     headers = dict(properties.headers or {})
-    deaths = list(headers.get("x-death") or ())
+    deaths = _deaths(headers.get("x-death"))
     death: dict[str, Any] = {
         "count": 1,
         "reason": reason,
@@ -635,6 +658,18 @@ def _note_death(
     headers.setdefault("x-first-death-reason", reason)
     headers.pop("x-delivery-count", None)
     properties.headers = headers
+
+
+def _deaths(told: Any) -> list[dict[str, Any]]:
+    """Return the deaths that a header tells of; a publisher may have written anything there."""
+    types = {"queue": str, "reason": str, "count": int}
+    if isinstance(told, list) and all(
+        isinstance(death, dict)
+        and all(isinstance(death.get(name), kind) for name, kind in types.items())
+        for death in told
+    ):
+        return list(told)
+    return []
 
 
 def _is_cycle(properties: StoredProperties, queue: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -25,6 +26,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
         *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"),
     }
 )
+
+#: What the operating system says where this user may make no file.
+_MAY_NOT = (errno.EACCES, errno.EPERM, errno.ENOENT)
 
 #: How often, and with which pauses in seconds, to try for a lock before the event loop goes on.
 _TRIES, _PAUSE = 15, 0.0002
@@ -53,7 +57,7 @@ class Database:
         path = self.place.path
         with self.lock, _explained(self.place):
             if path:
-                _check_folder(Path(path).parent)
+                _check_path(Path(path))
             self._connection = _connect(self.place)
             self._inode = _inode(path)
 
@@ -101,6 +105,9 @@ class Database:
             connection, self._connection = self._connection, None
             if connection is not None:
                 with contextlib.suppress(sqlite3.Error):
+                    # The last one takes the log over: with care, for those who asked for it.
+                    connection.execute("PRAGMA synchronous = NORMAL")
+                with contextlib.suppress(sqlite3.Error):
                     connection.close()
 
 
@@ -127,6 +134,9 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def _connect(place: Place) -> sqlite3.Connection:
+    if place.path:
+        # SQLite itself would not let the group write, whatever the umask says.
+        os.close(os.open(place.path, os.O_RDWR | os.O_CREAT, 0o666))
     connection = sqlite3.connect(
         place.path or ":memory:", timeout=0, isolation_level=None, check_same_thread=False
     )
@@ -138,6 +148,8 @@ def _connect(place: Place) -> sqlite3.Connection:
             level = "OFF" if place.synchronous == "off" else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {level}")
             connection.execute("PRAGMA wal_autocheckpoint = 0")
+            # Debian builds SQLite so that it overwrites what is deleted, for half of the speed.
+            connection.execute("PRAGMA secure_delete = OFF")
             connection.execute("PRAGMA journal_size_limit = 0")
         _make_tables(connection)
         if place.path:
@@ -193,10 +205,20 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def _check_folder(folder: Path) -> None:
+def _check_path(path: Path) -> None:
+    folder = path.parent
     if not folder.is_dir():
         raise _final(f"there is no folder {folder} for the database: make it, or change the url")
-    kind = file_system_of(folder, Path("/proc/self/mountinfo").read_text())
+    mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
+    if path.exists():
+        if not path.is_file():
+            raise _final(f"{path} is no file: change the url")
+        if path.stat().st_nlink > 1 or any(str(path) == root for root, _ in _mounted(mounts)):
+            raise _final(
+                f"{path} has a second path (a hard link, or a mount of the file alone), where "
+                "others would use it without meeting us: link or mount its folder instead"
+            )
+    kind = file_system_of(folder, mounts)
     if kind in NETWORK_FILE_SYSTEMS:
         raise _final(
             f"{folder} is on a network file system ({kind}), where SQLite cannot keep several "
@@ -208,14 +230,20 @@ def file_system_of(folder: Path, mounts: str) -> str:
     """Return the type of the file system of a folder; ``mounts`` is as in /proc/self/mountinfo."""
     best, kind = "", ""
     place = str(folder.resolve())
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        # Octal escapes stand for blanks, tabs and backslashes.
-        root = left.split(" ")[4].encode().decode("unicode_escape")
+    for root, mounted in _mounted(mounts):
         inside = place == root or place.startswith(root.rstrip("/") + "/")
         if inside and len(root) >= len(best):  # the later of two at one place covers the other
-            best, kind = root, right.split(" ")[0]
+            best, kind = root, mounted
     return kind
+
+
+def _mounted(mounts: str) -> Iterator[tuple[str, str]]:
+    """Yield where something is mounted, and the type of its file system."""
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        # Octal escapes stand for blanks, tabs, line ends and backslashes.
+        root = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), left.split(" ")[4])
+        yield root, right.split(" ")[0]
 
 
 def _sync(folder: Path) -> None:
@@ -265,7 +293,7 @@ def explain(error: Exception, place: Place) -> exceptions.ConnectionFailed:
             f"{place} is read-only for this user or on this disk: change its permissions, or the "
             "url"
         )
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM) or number == errno.EACCES:
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM) or number in _MAY_NOT:
         return _final(
             f"{place} cannot be opened or made ({error}): may this user write to its folder?"
         )

@@ -33,6 +33,8 @@ class SocketBell:
         self._bell.setblocking(False)
         self._hand = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._hand.setblocking(False)
+        # Kept, since there may be no descriptor left when it is needed.
+        self._probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         for name in [each.name for each in folder.iterdir()]:
             self.is_alive(name)  # clears away what nobody remembers
         self._bell.bind(self._address(self.name))
@@ -60,14 +62,13 @@ class SocketBell:
 
     def is_alive(self, name: str) -> bool:
         """Tell whether a bell has an owner, without waking it."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hand:
-            try:
-                hand.connect(self._address(name))
-            except (ConnectionRefusedError, FileNotFoundError):
-                self._forget(name)
-                return False
-            except OSError:
-                pass
+        try:
+            self._probe.connect(self._address(name))
+        except (ConnectionRefusedError, FileNotFoundError):
+            self._forget(name)
+            return False
+        except OSError:
+            pass
         return True
 
     def _forget(self, name: str) -> None:
@@ -84,6 +85,7 @@ class SocketBell:
         """Close what a forked child inherited; the bell stays its parent's."""
         self._bell.close()
         self._hand.close()
+        self._probe.close()
         os.close(self._folder)
 
 

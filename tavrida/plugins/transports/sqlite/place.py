@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
 from tavrida import exceptions
 
@@ -36,7 +37,11 @@ class Place:
         parts = urlsplit(url)
         if parts.netloc:
             raise _wrong(url, f"{parts.netloc!r} stands where the path should begin")
-        path = unquote(parts.path)
+        path = os.fsdecode(unquote_to_bytes(parts.path))
+        if parts.fragment:
+            raise _wrong(url, "a # begins what is no part of the path: write it %23")
+        if path and not path.startswith("/"):
+            raise _wrong(url, "its path is relative")
         if path and (path.endswith("/") or "\0" in path):
             raise _wrong(url, "it names no file")
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -53,9 +58,13 @@ class Place:
             raise _wrong(
                 url, f"synchronous={synchronous!r} should be one of {', '.join(SYNCHRONOUS)}"
             )
-        return cls(
+        try:
             # The real one: all processes have to meet beside the same file.
-            str(Path(path).resolve()) if path else "",
+            real = str(Path(path).resolve()) if path else ""
+        except (OSError, RuntimeError) as error:
+            raise _wrong(url, f"its path leads nowhere ({error})") from None
+        return cls(
+            real,
             options.get("memory", ""),
             synchronous,
             _seconds(url, options.get("lock_timeout", "10")),

@@ -8,6 +8,7 @@ is in memory, and a fork copies everything.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -44,15 +45,18 @@ stores: dict[tuple[Place, LoopThread], OpenStore] = {}
 
 _memories: dict[str, _Memory] = {}
 
-#: Held while a bus in memory begins or ends, and during a fork.
-_changing = threading.Lock()
+#: Held while something of this begins or ends, and during a fork.
+changing = threading.RLock()
+
+#: Databases whose log could not be brought to the disk: see syncer.py.
+distrusted: set[str] = set()
 
 
 def join(
     place: Place, loop: LoopThread, on_ring: Callable[[], None]
 ) -> tuple[Database, MemoryBell]:
     """Return the database of a bus in memory, made now if nobody has it open, and a bell there."""
-    with _changing:
+    with changing:
         memory = _memories.get(place.memory)
         if memory is None:
             database = Database(place)
@@ -63,7 +67,7 @@ def join(
 
 def leave(place: Place, bell: MemoryBell) -> None:
     """Take a bell down; with the last one the bus and all that is in it is gone."""
-    with _changing:
+    with changing:
         memory = _memories[place.memory]
         bell.close()
         if not memory.bells:
@@ -75,22 +79,25 @@ _held: list[OpenStore] = []
 
 
 def _before_fork() -> None:
-    _changing.acquire()
+    changing.acquire()
     _held.extend(stores.values())
     for store in _held:
         store.hold()
 
 
 def _after_fork() -> None:
-    for store in _held:
-        store.go_on()
-    _held.clear()
-    _changing.release()
+    try:
+        for store in _held:
+            store.go_on()
+    finally:
+        _held.clear()
+        changing.release()
 
 
 def _after_fork_in_child() -> None:
     for store in _held:
-        store.abandon()
+        with contextlib.suppress(OSError):
+            store.abandon()
     stores.clear()
     _memories.clear()
     _after_fork()

@@ -157,10 +157,11 @@ class Store:
             ConnectionFailed: the database cannot be used; says why.
             Busy: another process holds the database for itself.
         """
-        store = process.stores.get((place, loop))
-        if store is None:
-            store = process.stores[place, loop] = cls(place, loop)
-            store._sweep()
+        with process.changing:  # no fork between: the child has to know what to let go
+            store = process.stores.get((place, loop))
+            if store is None:
+                store = process.stores[place, loop] = cls(place, loop)
+                store._sweep()
         assert isinstance(store, Store)
         return store
 
@@ -192,7 +193,8 @@ class Store:
         It raises, if at all, before it writes anything.
 
         Raises:
-            ConnectionFailed: the turn could not be done, or the store was lost.
+            ConnectionFailed: the turn could not be done, also for a lock that others hold for
+                longer than ``lock_timeout``; or the store was lost.
         """
         if self._is_closed:
             raise _lost(self.place)
@@ -326,8 +328,8 @@ class Store:
         if self._bus.next_expiry is not None and self._bus.next_expiry <= bus.now():
             self._bus.expire()
         self._deliver(done)
-        done.ready = set(self._bus.touched)
-        if done.ready:
+        done.ready = self._bus.touched.keys() | self._bus.unfinished
+        if self._bus.touched:
             done.to_ring = self._bus.to_wake(self._bell.name)
 
     def _send(self, sending: Sending, done: _Done, alive: dict[str, bool]) -> None:
@@ -372,7 +374,7 @@ class Store:
                 taken = self._bus.take(consumer.session, consumer.queue, room)
             else:
                 taken = self._bus.take_for_good(consumer.queue, room)
-            has_emptied = len(taken) < room
+            has_emptied = len(taken) < room and consumer.queue not in self._bus.unfinished
             if has_emptied:
                 touched.pop(consumer.queue, None)
             self._bus.set_waiting(consumer.session, consumer.queue, has_emptied)
@@ -432,9 +434,13 @@ class Store:
         if now - self._busy_since > self.place.lock_timeout and not self.trouble:
             self.trouble = (
                 f"another process has locked {self.place} for over {self.place.lock_timeout} s "
-                "(lock_timeout)"
+                "(lock_timeout): end what uses it for itself"
             )
-            LOG.warning("%s. Messages wait until it lets go.", self.trouble)
+            LOG.warning("%s. Messages wait until then.", self.trouble)
+        if self.trouble:
+            asked, self._work.asked = self._work.asked, []
+            for _, future in asked:
+                _answer(future, None, exceptions.ConnectionFailed(self.trouble))
         pause = min(MAX_BUSY_PAUSE, max(BUSY_PAUSE, (now - self._busy_since) / 10))
         self._after(pause * random.uniform(0.5, 1.5), self.schedule)  # noqa: S311
 
@@ -481,21 +487,29 @@ class Store:
         if not self._database.is_in_place:
             self.lose(f"{self.place} was removed or replaced")
             return
-        try:
-            with self._database.reading() as connection:
-                self._bus.look(connection)
-                self._look()
-        except (sqlite3.Error, exceptions.ConnectionFailed, Busy):
-            pass  # a turn will say more of it
+        self._after(SWEEP, self._sweep)
+        # What is wrong here, a turn will say more of.
+        reason = ""
+        with (
+            contextlib.suppress(sqlite3.Error, OSError, exceptions.ConnectionFailed, Busy),
+            self._database.reading() as connection,
+        ):
+            self._bus.look(connection)
+            reason = self._look()
+        if reason:
+            self.lose(reason)
         if self._syncer is not None and not self._is_closed:
             self._syncer.look()
-        self._after(SWEEP, self._sweep)
 
-    def _look(self) -> None:
+    def _look(self) -> str:
+        """Plan what has to be done; return why this store is of no use any more, if so."""
         seen = self._bus
-        if not self._sessions.keys() <= seen.sessions_of(self._bell.name):
-            self.lose("other processes took this one for dead; was its bell removed?")
-            return
+        own = seen.sessions_of(self._bell.name)
+        if not self._sessions.keys() <= own:
+            return "other processes took this one for dead; was its bell removed?"
+        if self._users == len(self._sessions):  # nobody is about to begin or end one
+            for orphan in own - self._sessions.keys():
+                self._end_orphan(orphan)
         self._work.dead |= {
             bell
             for bell in seen.bells()
@@ -509,6 +523,14 @@ class Store:
         self._set_expiry()
         if self._work.dead:
             self.schedule()
+        return ""
+
+    def _end_orphan(self, session: int) -> None:
+        """End a session whose own end did not work: its disk was full, for example."""
+        future = self._loop.loop.create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._work.asked.append((lambda bus: bus.end_session(session), future))
+        self.schedule()
 
     def _set_expiry(self) -> None:
         first = self._bus.next_expiry
@@ -569,6 +591,8 @@ class Store:
             # SQLite must not carry a connection over a fork: the child would take locks for
             # granted that are its parent's.
             self._database.close()
+            if self._syncer is not None:
+                self._syncer.expect_no_log()
 
     def go_on(self) -> None:
         """Go on after ``hold``."""
@@ -580,6 +604,8 @@ class Store:
         """Close what a child inherited: it would keep its parent alive in the eyes of others."""
         if isinstance(self._bell, SocketBell):
             self._bell.abandon()
+        if self._syncer is not None:
+            self._syncer.abandon()
 
 
 def _answer(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

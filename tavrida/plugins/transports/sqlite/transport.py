@@ -12,6 +12,8 @@ import secrets
 import socket
 from dataclasses import dataclass
 
+import msgspec
+
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig
 from tavrida.entry_point import MAX_LENGTH
@@ -33,8 +35,15 @@ CLOSE_TIMEOUT = 5.0
 #: Bytes of all properties and headers together, as RabbitMQ allows them.
 MAX_PROPERTIES = 120_000
 
+#: Milliseconds, as RabbitMQ allows them.
+MAX_EXPIRATION = 2**32 - 1
+
 #: Bytes that SQLite keeps in one place at most, as it is built by default, and some reserve.
 MAX_BODY = 999_000_000
+
+
+#: Properties that are short strings in AMQP.
+_TEXTS = ("content_type", "type", "app_id", "correlation_id", "reply_to", "message_id")
 
 
 @dataclass(slots=True, eq=False)
@@ -135,7 +144,7 @@ class SQLiteTransport(ReconnectingTransport):
             await self._restore(connection)
         except BaseException:
             connection.is_open = False
-            await store.end_session(connection.session)
+            await _end(connection)
             raise
         self._connection = connection
         self._ready.set()
@@ -290,13 +299,18 @@ class SQLiteTransport(ReconnectingTransport):
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     if self._unconfirmed:
                         await self._all_confirmed.wait()
-            with contextlib.suppress(exceptions.TransportError, TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await connection.store.end_session(connection.session)
+            await _end(connection)
             connection.is_open = False
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._fail_all(closed())
+
+
+async def _end(connection: _Connection) -> None:
+    """End a session; where that takes too long, others do it when this process has gone."""
+    with contextlib.suppress(exceptions.TransportError, TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await connection.store.end_session(connection.session)
 
 
 def _deliver(
@@ -329,15 +343,9 @@ def _checked(publication: Publication) -> bytes:
     Raises:
         PublishFailed: RabbitMQ would not take them, or SQLite not the body.
     """
-    for name, text in (
-        ("exchange", publication.exchange),
-        ("routing key", publication.routing_key),
-        *((n, getattr(publication.properties, n)) for n in ("content_type", "type", "app_id")),
-        *(
-            (n, getattr(publication.properties, n))
-            for n in ("correlation_id", "reply_to", "message_id")
-        ),
-    ):
+    texts = {"exchange": publication.exchange, "routing key": publication.routing_key}
+    texts |= {name: getattr(publication.properties, name) for name in _TEXTS}
+    for name, text in texts.items():
         try:
             length = len(text.encode())
         except (AttributeError, UnicodeEncodeError) as error:
@@ -348,8 +356,13 @@ def _checked(publication: Publication) -> bytes:
             )
     try:
         properties = encode(publication.properties)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise exceptions.PublishFailed(f"the message cannot be encoded: {error}") from None
+    expiration = publication.properties.expiration
+    if expiration is not None and not 0 <= expiration <= MAX_EXPIRATION:
+        raise exceptions.PublishFailed(
+            f"expiration {expiration} is not from 0 to {MAX_EXPIRATION} milliseconds"
+        )
     if len(properties) > MAX_PROPERTIES:
         raise exceptions.PublishFailed(
             f"the headers have {len(properties)} bytes, more than the {MAX_PROPERTIES} that fit "
