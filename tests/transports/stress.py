@@ -62,8 +62,8 @@ STALLED = 30.0
 #: Seconds that a consumer gets to stop at the end.
 STOP_TIMEOUT = 30.0
 
-#: Bytes. SQLite begins its WAL anew every 4 MB when nobody reads; a few times that is its normal
-#: size with many processes, and a file that only grows is not.
+#: Bytes. A process takes the log over when it has 8 MB; a few times that is its normal size with
+#: many processes, and a file that only grows is not.
 MAX_WAL = 64_000_000
 
 
