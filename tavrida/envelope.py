@@ -42,6 +42,15 @@ RESERVED = frozenset(
 _ENVELOPE = {"context", "payload"}
 _INT64 = 2**63
 
+#: Milliseconds. RabbitMQ refuses more, and a deadline may be anybody's.
+MAX_EXPIRATION = 2**32 - 1
+
+#: Other names of content types: MessagePack has long had none of its own.
+_ALIASES = {
+    "application/x-msgpack": "application/msgpack",
+    "application/vnd.msgpack": "application/msgpack",
+}
+
 #: Bytes of a text in a user's header, far below a frame's 128 kB, which all headers share.
 MAX_HEADER = 16_384
 
@@ -152,7 +161,8 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         headers["deadline"] = int(1000 * message.deadline)
         if message.message_type == messages.REQUEST:
             # The broker drops a request that nobody can answer in time any more.
-            expiration = max(1, int(1000 * (message.deadline - time.time())))
+            left = int(1000 * (message.deadline - time.time()))
+            expiration = min(max(1, left), MAX_EXPIRATION)
     properties = Properties(
         codec.content_type,
         headers,
@@ -222,7 +232,8 @@ def decode(
     codec = codecs.get(properties.content_type) if properties.content_type else default
     if codec is None:
         # As some clients write it: "Application/JSON; charset=utf-8".
-        codec = codecs.get(str(properties.content_type).partition(";")[0].strip().lower())
+        name = str(properties.content_type).partition(";")[0].strip().lower()
+        codec = codecs.get(_ALIASES.get(name, name))
     if codec is None:
         raise exceptions.MalformedMessage(
             f"content type {str(properties.content_type)[:40]!r} is not accepted here; "

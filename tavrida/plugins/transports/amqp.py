@@ -23,6 +23,7 @@ import os
 import re
 import secrets
 import socket
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from urllib.parse import urlsplit
 
 import pika
 import pika.compat
+import pika.data
 import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
@@ -76,6 +78,39 @@ _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>queue|exchange) '(?P<thing>[^']+)'.*"
     r"received (?P<new>.+) but current is (?P<old>.+)"
 )
+
+_decode_value = pika.data.decode_value
+
+#: Bytes of the values of fixed size that pika may fail to decode, with the byte of their kind.
+_FIXED_SIZES = {b"T": 9, b"d": 9, b"f": 5}
+
+
+def _decode_any_value(encoded: bytes, offset: int) -> tuple[Any, int]:
+    """Decode a value of a field table; None for one that Python has no value for.
+
+    Such are timestamps beyond the year 9999, NaN, infinity, and tables in tables without end.
+    """
+    try:
+        return _decode_value(encoded, offset)
+    except (ValueError, OverflowError, OSError, RecursionError):
+        size = _FIXED_SIZES.get(encoded[offset : offset + 1])
+        if size is None:  # a table or a list, which say their size
+            size = 5 + struct.unpack_from(">I", encoded, offset + 1)[0]
+        return None, offset + size
+
+
+def _decode_any_text(encoded: bytes, offset: int) -> tuple[str, int]:
+    """Decode a short string; what is no UTF-8 becomes U+FFFD, where pika gives bytes."""
+    start = offset + 1
+    end = start + encoded[offset]
+    return str(encoded[start:end], "utf-8", "replace"), end
+
+
+# A broker checks none of this and hands it on. pika raises at it, or what gets bytes for a text
+# does; either loses the connection, the broker delivers the message again, and so on for ever: one
+# message would take a service down. pika looks both up in its module whenever it decodes.
+pika.data.decode_value = _decode_any_value
+pika.data.decode_short_string = _decode_any_text
 
 
 @dataclass(slots=True, eq=False)
