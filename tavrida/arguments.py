@@ -44,16 +44,15 @@ def arguments_of(function: Callable[..., Any], place: str, given: int = 2) -> Ar
             )
     named = [p for p in rest if p.kind in _NAMED]
     takes_rest = any(p.kind is p.VAR_KEYWORD for p in rest)
-    hints = _hints(function, place, {p.name for p in named})
     taken = {p.name for p in parameters[:given] if p.kind is _NAMED[0]} | _first_of(function)
     names = frozenset(p.name for p in named)
-    shape = _shape(named, hints, place)
+    shape = shape_of(function, place, given)
 
     def arguments(payload: dict[str, Any]) -> dict[str, Any]:
         try:
             values = msgspec.structs.asdict(msgspec.convert(payload, shape))
         except (msgspec.ValidationError, RecursionError) as error:
-            raise exceptions.InvalidPayload(str(error)) from None
+            raise invalid_payload(error) from None
         # A parameter that the payload does not fill keeps the default of the function itself.
         found = {name: value for name, value in values.items() if value is not msgspec.UNSET}
         if takes_rest:
@@ -68,13 +67,39 @@ def arguments_of(function: Callable[..., Any], place: str, given: int = 2) -> Ar
     return arguments
 
 
+def shape_of(function: Callable[..., Any], place: str, given: int = 2) -> type[msgspec.Struct]:
+    """Return the Struct ``Payload`` whose fields are the parameters that a payload fills.
+
+    Raises:
+        InvalidHandler: an annotation cannot be read or checked.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[given:]
+    named = [p for p in parameters if p.kind in _NAMED]
+    return _shape(named, hints_of(function, place, {p.name for p in named}), place)
+
+
+def invalid_payload(error: Exception) -> exceptions.InvalidPayload:
+    """Return the InvalidPayload of a msgspec error, its text taken apart into details."""
+    # "Expected `int`, got `str` - at `$.items[3].price`"; the path is left out at the top.
+    text = str(error)
+    reason, _, path = text.rpartition(" - at `")
+    reason, path = (reason, path.removesuffix("`")) if reason else (text, "$")
+    what = reason.removeprefix("Expected ").partition(", got ")[0]
+    return exceptions.InvalidPayload(text, {"path": path, "expected": what.replace("`", "")})
+
+
 def _first_of(function: Callable[..., Any]) -> set[str]:
     """The name of ``self`` or ``cls``, which a bound method has filled already."""
     under = getattr(function, "__func__", None)
     return set(list(inspect.signature(under).parameters)[:1]) if under else set()
 
 
-def _hints(function: Callable[..., Any], place: str, names: set[str]) -> dict[str, Any]:
+def hints_of(function: Callable[..., Any], place: str, names: set[str]) -> dict[str, Any]:
+    """Return the annotations of these parameters, and of "return", strings resolved.
+
+    Raises:
+        InvalidHandler: one cannot be read; ``place`` tells of which function.
+    """
     under = inspect.unwrap(getattr(function, "__func__", function))
     annotations = getattr(under, "__annotations__", {})
 
@@ -97,7 +122,9 @@ def _hints(function: Callable[..., Any], place: str, names: set[str]) -> dict[st
         ) from None
 
 
-def _shape(named: list[inspect.Parameter], hints: dict[str, Any], place: str) -> type:
+def _shape(
+    named: list[inspect.Parameter], hints: dict[str, Any], place: str
+) -> type[msgspec.Struct]:
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for parameter in named:
         hint = hints.get(parameter.name, Any)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -25,9 +26,14 @@ Answer = Future[IncomingResponse]
 #: Seconds. An expiration in RabbitMQ is at most 2^32 - 1 milliseconds.
 MAX_TIMEOUT = 4_294_967
 
+#: Seconds. Whoever handles a call counts its time a little shorter: the wire has milliseconds,
+#: and clocks differ. A CallTimeout from there that comes so near to our own deadline is ours.
+MARGIN = 0.02
+
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
+    request: Request
     answer: Answer
     timer: asyncio.TimerHandle
 
@@ -36,7 +42,8 @@ class Caller:
     """Sends requests whose answers come to this process. ``ask`` is thread-safe.
 
     Every answer ends: with the response, or with RemoteError, CallTimeout, CallInterrupted,
-    ServiceUnavailable, or why the request could not be sent.
+    ServiceUnavailable, or why the request could not be sent. One that is cancelled is forgotten
+    at once; its request may still be handled.
     """
 
     def __init__(self, loop: LoopThread, transport: Transport, serializers: Serializers) -> None:
@@ -47,6 +54,8 @@ class Caller:
         self._queue = ""
         self._losses = 0
         self._opening = asyncio.Lock()
+        #: Seconds that a call has where nobody said how many.
+        self.default_timeout = transport.config.call_timeout
         #: Answers that nobody waited for any more.
         self.late_answers = 0
 
@@ -60,15 +69,21 @@ class Caller:
         """Send a request by ``send``; return the future of its answer.
 
         ``timeout`` is in seconds, None for the default; ``inherited`` is the deadline of what is
-        being handled, and the call does not outlive it.
+        being handled, and the call does not outlive it: once that has passed, nothing is sent
+        and the future ends with CallTimeout.
         """
         if timeout is None:
-            timeout = self._transport.config.call_timeout
+            timeout = self.default_timeout
         if not 0 < timeout <= MAX_TIMEOUT:
             raise ValueError(f"timeout={timeout!r} should be from 0 to {MAX_TIMEOUT} seconds")
         own = time.time() + timeout
         request.deadline = own if inherited is None else min(own, inherited)
         answer: Answer = Future()
+        try:
+            check_time(request)
+        except exceptions.CallTimeout as error:
+            answer.set_exception(error)
+            return answer
         if self._queue:
             self._send(request, answer, send, self._queue)
         else:
@@ -88,7 +103,8 @@ class Caller:
                         _end(answer, _interrupted(request))
                         return
                     self._queue = queue
-            self._send(request, answer, send, self._queue)
+            if not answer.cancelled():
+                self._send(request, answer, send, self._queue)
         except TimeoutError:
             _end(answer, self._timed_out(request))
         except asyncio.CancelledError:
@@ -115,13 +131,19 @@ class Caller:
         except BaseException:
             self._loop.submit(self._finish, request.request_id, None)
             raise
+        answer.add_done_callback(functools.partial(self._forget_cancelled, request.request_id))
+
+    def _forget_cancelled(self, request_id: str, answer: Answer) -> None:
+        if answer.cancelled():
+            with contextlib.suppress(exceptions.ConnectionFailed):  # all waiting ended with it
+                self._loop.submit(self._finish, request_id, None)
 
     def _wait_for(self, request: Request, answer: Answer) -> None:
         if request.reply_to != self._queue:
             _end(answer, _interrupted(request))
             return
         timer = self._loop.loop.call_later(request.time_left or 0, self._expire, request)
-        self._waiters[request.request_id] = _Waiter(answer, timer)
+        self._waiters[request.request_id] = _Waiter(request, answer, timer)
 
     def _expire(self, request: Request) -> None:
         self._finish(request.request_id, self._timed_out(request))
@@ -154,11 +176,12 @@ class Caller:
             self._finish(str(key or delivery.properties.correlation_id), error)
             return
         # A foreign service copies the correlation id only, which stands for both then.
-        if message.request_id not in self._waiters:
+        waiter = self._waiters.get(message.request_id)
+        if waiter is None:
             self.late_answers += 1
             LOG.debug("Dropped a late answer from %s.", message.source)
         elif isinstance(message, IncomingError):
-            self._finish(message.request_id, exceptions.RemoteError(message.payload))
+            self._finish(message.request_id, self._error_of(waiter.request, message))
         elif isinstance(message, IncomingResponse):
             self._finish(message.request_id, message)
         else:
@@ -166,6 +189,13 @@ class Caller:
                 message.request_id,
                 exceptions.MalformedMessage(f"the answer is a {message.message_type}"),
             )
+
+    def _error_of(self, request: Request, answer: IncomingError) -> Exception:
+        error = exceptions.RemoteError(answer.payload)
+        left = request.time_left
+        if error.code == exceptions.CallTimeout.code and left is not None and left < MARGIN:
+            return self._timed_out(request)
+        return exceptions.local_error(error, request.raises)
 
     def interrupt(self) -> None:
         """End all waiting: the reply queue is gone with its connection. Called on the loop."""
@@ -175,6 +205,15 @@ class Caller:
         for waiter in waiters.values():
             waiter.timer.cancel()
             _end(waiter.answer, _interrupted())
+
+
+def check_time(request: Request) -> None:
+    """Raise CallTimeout for a request whose deadline has passed before it is sent."""
+    if request.time_left == 0:
+        raise exceptions.CallTimeout(
+            f"no time is left to call {request.destination}: the deadline of what is being "
+            "handled has passed; nothing was sent"
+        )
 
 
 def _interrupted(request: Request | None = None) -> exceptions.CallInterrupted:

@@ -1,21 +1,25 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""RPCClient: calls services, casts and publishes from programs that serve nothing."""
+"""The clients: they call services, cast and publish from programs that serve nothing.
+
+``AsyncRPCClient`` is for asyncio programs, ``RPCClient`` for all others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import functools
 import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextvars import Context, ContextVar
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tavrida import envelope, exceptions, plugins, proxies
 from tavrida.addresses import Address, AddressBook
@@ -23,17 +27,61 @@ from tavrida.calls import Caller
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
-from tavrida.loop import LoopThread
+from tavrida.loop import LoopThread, is_on_a_loop
 from tavrida.messages import IncomingResponse, Message, Notification, Request
-from tavrida.plugins.serializers import Serializers
+from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Done, Events, Transport
 from tavrida.publishing import Publisher
 from tavrida.topology import Exchange, Topology
 
-LOG = logging.getLogger(__name__)
+
+class _Client:
+    """What both clients have in common: how they are made, and what their attributes are."""
+
+    _call_class: ClassVar[type[proxies.Unsent]]
+    _sender: _Connector
+
+    def __init__(
+        self,
+        config: ConnectionConfig,
+        service: str | None = None,
+        discovery: Discovery | None = None,
+        source: str | EntryPoint = "client",
+        *,
+        headers: Mapping[str, Any] | None = None,
+        serializer: str = "json",
+    ) -> None:
+        envelope.check_headers(headers or {})
+        if discovery is None:
+            discovery = plugins.load(plugins.DISCOVERY, "convention", Discovery)()
+        self._sender = self._new_sender(config, AddressBook(discovery), serializer)
+        origin = proxies.Origin(
+            self._sender,
+            EntryPoint.parse_source(source),
+            headers=dict(headers or {}),
+            call_class=self._call_class,
+        )
+        self._origin = origin
+        self._proxy: proxies.RPCProxy | proxies.ServiceProxy = proxies.RPCProxy(origin)
+        if service is not None:
+            EntryPoint(service)
+            self._proxy = proxies.ServiceProxy(origin, service)
+
+    def _new_sender(
+        self, config: ConnectionConfig, addresses: AddressBook, serializer: str
+    ) -> _Connector:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._proxy[name]
+
+    def __getitem__(self, name: str) -> Any:
+        return self._proxy[name]
 
 
-class RPCClient:
+class RPCClient(_Client):
     """Sends requests and notifications; thread-safe, one connection for all threads.
 
     With ``service`` its attributes are the methods of that service, ``client.hello(param=1)``;
@@ -49,38 +97,13 @@ class RPCClient:
         PluginError: there is no such serializer, or no transport for the scheme of the url.
     """
 
-    def __init__(
-        self,
-        config: ConnectionConfig,
-        service: str | None = None,
-        discovery: Discovery | None = None,
-        source: str | EntryPoint = "client",
-        *,
-        headers: Mapping[str, Any] | None = None,
-        serializer: str = "json",
-    ) -> None:
-        envelope.check_headers(headers or {})
-        if discovery is None:
-            discovery = plugins.load(plugins.DISCOVERY, "convention", Discovery)()
-        self._sender = _Sender(config, AddressBook(discovery), serializer)
-        origin = proxies.Origin(
-            self._sender,
-            EntryPoint.parse_source(source),
-            headers=dict(headers or {}),
-        )
-        self._origin = origin
-        self._proxy: proxies.RPCProxy | proxies.ServiceProxy = proxies.RPCProxy(origin)
-        if service is not None:
-            EntryPoint(service)
-            self._proxy = proxies.ServiceProxy(origin, service)
+    _call_class = proxies.Call
+    _sender: _Sender
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self._proxy[name]
-
-    def __getitem__(self, name: str) -> Any:
-        return self._proxy[name]
+    def _new_sender(
+        self, config: ConnectionConfig, addresses: AddressBook, serializer: str
+    ) -> _Sender:
+        return _Sender(config, addresses, serializer)
 
     def publish(self, /, **payload: Any) -> None:
         """Publish a notification; its topic is the ``source`` of the client.
@@ -106,7 +129,8 @@ class RPCClient:
             yield
         finally:
             _pipeline.reset(token)
-            pipeline.wait()
+            # Each confirm has its own deadline, so that this ends.
+            pipeline.ended().result()
         if pipeline.failures:
             raise exceptions.PipelineFailed(pipeline.failures)
 
@@ -126,31 +150,101 @@ class RPCClient:
         self.close()
 
 
+class AsyncRPCClient(_Client):
+    """The client of asyncio programs: ``await client.test_hello.hello(param=1).call(timeout=5)``.
+
+    It is made and named as ``RPCClient``, with the same arguments, and raises the same. What
+    sends something is awaited and never blocks the event loop: ``call``, ``cast``, ``publish``.
+    Awaiting the request itself is short for its ``call()``. Many tasks share one client; it
+    belongs to no event loop and may be used in several. Its connection is served by a thread of
+    its own.
+
+    ``asyncio.timeout`` and the cancellation of a task end a call at once; its request may still
+    be handled. Use the client in an ``async with``, or await ``close()``; a program that forgets
+    still ends.
+    """
+
+    _call_class = proxies.AsyncCall
+    _sender: _AsyncSender
+
+    def _new_sender(
+        self, config: ConnectionConfig, addresses: AddressBook, serializer: str
+    ) -> _AsyncSender:
+        return _AsyncSender(config, addresses, serializer)
+
+    async def publish(self, /, **payload: Any) -> None:
+        """Publish a notification; as ``RPCClient.publish``."""
+        await self._sender.send(proxies.notification(self._origin, payload))
+
+    @contextlib.asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[None]:
+        """Make casts and publications inside the block return before they are confirmed.
+
+        That is also so in tasks that are started inside. As ``RPCClient.pipeline`` otherwise:
+        ``async with client.pipeline(): ...`` waits at its end, and memory stays bounded.
+
+        Raises:
+            PipelineFailed: some were not confirmed; lists each with its reason.
+        """
+        pipeline = _Pipeline()
+        token = _pipeline.set(pipeline)
+        try:
+            yield
+        finally:
+            _pipeline.reset(token)
+            await asyncio.wrap_future(pipeline.ended())
+        if pipeline.failures:
+            raise exceptions.PipelineFailed(pipeline.failures)
+
+    async def close(self) -> None:
+        """Close the connection. Calls that wait end with CallInterrupted. Idempotent."""
+        await asyncio.to_thread(self._sender.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
 class _Pipeline:
     """Counts the confirms that a block of code waits for."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._awaited = 0
+        self._end: Future[None] = Future()
+        self._is_left = False
         self.failures: list[tuple[Message, Exception]] = []
 
     def add(self, message: Message) -> Done:
-        with self._changed:
+        with self._lock:
             self._awaited += 1
 
         def confirmed(error: Exception | None) -> None:
-            with self._changed:
+            with self._lock:
                 self._awaited -= 1
                 if error is not None:
                     self.failures.append((message, error))
-                self._changed.notify()
+            self._end_if_done()
 
         return confirmed
 
-    def wait(self) -> None:
-        with self._changed:
-            # Each confirm has its own deadline, so that this ends.
-            self._changed.wait_for(lambda: not self._awaited)
+    def ended(self) -> Future[None]:
+        """Return the future that ends when nothing is awaited any more."""
+        self._is_left = True
+        self._end_if_done()
+        return self._end
+
+    def _end_if_done(self) -> None:
+        if self._is_left and not self._awaited:
+            with contextlib.suppress(InvalidStateError):  # it was over, or cancelled
+                self._end.set_result(None)
 
 
 _pipeline: ContextVar[_Pipeline | None] = ContextVar("tavrida_pipeline", default=None)
@@ -171,6 +265,9 @@ class _Link:
         self.transport = cls(config, self.loop, name, events)
         self.publisher = Publisher(self.loop, self.transport)
         self.caller = Caller(self.loop, self.transport, serializers)
+        self.window = _Window(
+            self.loop, self.publisher, serializers.default, config.max_unconfirmed
+        )
         self.exchanges: set[str] = set()
         try:
             self.loop.run(self.transport.open(config.connection_attempts))
@@ -203,11 +300,87 @@ class _Link:
 
     async def _close(self) -> None:
         self.caller.interrupt()
+        self.window.close()
         await self.transport.close()
 
+    async def declare(self, exchange: str, timeout: float) -> None:
+        """Make sure that an exchange is there: without subscribers nobody else declared it."""
+        declaring = self.transport.declare(Topology((Exchange(exchange),)))
+        try:
+            await asyncio.wait_for(declaring, timeout)
+        except TimeoutError:
+            raise exceptions.PublishTimeout(
+                f"exchange {exchange!r} could not be declared within {timeout} s: "
+                "there is no connection to the broker"
+            ) from None
+        self.exchanges.add(exchange)
 
-class _Sender:
-    """The Sender of a client's proxies; connects when the first message is sent."""
+
+class _Window:
+    """Sends for those who cannot wait: over ``limit`` unconfirmed messages, it keeps them itself.
+
+    All methods are called on the loop.
+    """
+
+    def __init__(
+        self, loop: LoopThread, publisher: Publisher, codec: Serializer, limit: int
+    ) -> None:
+        self._loop = loop
+        self._publisher = publisher
+        self._codec = codec
+        self._limit = limit
+        self._unconfirmed = 0
+        self._is_closed = False
+        self._kept: deque[tuple[Message, Address, Done, Future[Any] | None]] = deque()
+
+    def send(
+        self, message: Message, address: Address, done: Done, begun: Future[Any] | None = None
+    ) -> None:
+        """Send a message when there is room; ``begun`` ends then. One that expired is not sent.
+
+        A ``begun`` that was cancelled takes its message back, where that was not sent yet.
+        """
+        self._kept.append((message, address, done, begun))
+        if self._unconfirmed < self._limit or self._is_closed:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        while self._kept and (self._unconfirmed < self._limit or self._is_closed):
+            message, address, done, begun = self._kept.popleft()
+            if begun is not None and not begun.set_running_or_notify_cancel():
+                done(None)
+                continue
+            if begun is not None:
+                begun.set_result(None)
+            if self._is_closed:
+                done(exceptions.ConnectionFailed("the connection was closed by this program"))
+            elif message.time_left == 0:
+                done(None)
+            else:
+                self._send(message, address, done)
+
+    def _send(self, message: Message, address: Address, done: Done) -> None:
+        self._unconfirmed += 1
+
+        def finished(error: Exception | None) -> None:
+            self._unconfirmed -= 1
+            done(error)
+            if self._kept:  # soon, not now: sending may finish at once, and so on
+                self._loop.loop.call_soon(self._go_on)
+
+        try:
+            self._publisher.send(message, address, self._codec, finished)
+        except Exception as error:
+            finished(error)
+
+    def close(self) -> None:
+        """Fail what was kept."""
+        self._is_closed = True
+        self._go_on()
+
+
+class _Connector:
+    """Where a client's messages go; connects when the first one is sent."""
 
     def __init__(self, config: ConnectionConfig, addresses: AddressBook, serializer: str) -> None:
         self._config = config
@@ -228,7 +401,8 @@ class _Sender:
                 self._link.close()
                 self._link = None
             if self._link is None:
-                self._link = _Link(self._config, self._serializers)
+                # In nobody's context: what it does later is not part of what happens now.
+                self._link = Context().run(_Link, self._config, self._serializers)
                 # Programs that forget to close still say goodbye to the broker at their end.
                 weakref.finalize(self, self._link.close)
             return self._link
@@ -240,14 +414,25 @@ class _Sender:
         if link is not None:
             link.close()
 
-    def send(self, message: Request | Notification) -> None:
-        link = self._linked()
+    def _address_of(self, message: Request | Notification) -> Address:
         if isinstance(message, Request):
             assert message.destination is not None
-            address = self._addresses.of_request(message.destination)
-        else:
-            address = self._publisher_of(link, message)
+            return self._addresses.of_request(message.destination)
+        assert message.source is not None
+        return self._addresses.of_notification(message.source)
+
+
+class _Sender(_Connector):
+    """The Sender of a client's proxies."""
+
+    def send(self, message: Request | Notification) -> None:
         pipeline = _pipeline.get()
+        if pipeline is None:
+            _may_wait()
+        link = self._linked()
+        address = self._address_of(message)
+        if isinstance(message, Notification) and address.exchange not in link.exchanges:
+            link.loop.run(link.declare(address.exchange, self._config.publish_timeout))
         if pipeline is not None:
             done = pipeline.add(message)
             try:
@@ -255,34 +440,10 @@ class _Sender:
             except exceptions.TavridaError as error:
                 done(error)
             return
-        _may_wait(link)
         confirmed: Future[None] = Future()
-
-        def end(error: Exception | None) -> None:
-            if error is None:
-                confirmed.set_result(None)
-            else:
-                confirmed.set_exception(error)
-
+        end = functools.partial(_confirm, confirmed)
         link.publisher.send(message, address, self._serializers.default, end)
         confirmed.result()
-
-    def _publisher_of(self, link: _Link, message: Notification) -> Address:
-        assert message.source is not None
-        address = self._addresses.of_notification(message.source)
-        # Nobody may have subscribed yet, which is no error, so that the exchange may be missing.
-        if address.exchange not in link.exchanges:
-            declaring = link.transport.declare(Topology((Exchange(address.exchange),)))
-            timeout = self._config.publish_timeout
-            try:
-                link.loop.run(asyncio.wait_for(declaring, timeout))
-            except TimeoutError:
-                raise exceptions.PublishTimeout(
-                    f"exchange {address.exchange!r} could not be declared within {timeout} s: "
-                    "there is no connection to the broker"
-                ) from None
-            link.exchanges.add(address.exchange)
-        return address
 
     def call(self, request: Request, timeout: float | None) -> IncomingResponse:
         if request.reply_to:
@@ -290,16 +451,14 @@ class _Sender:
                 f"a client cannot receive what goes to reply_to={request.reply_to!r}: leave it "
                 "out to wait for the answer here, or cast()"
             )
-        link = self._linked()
-        _may_wait(link)
+        _may_wait()
         return self.ask(request, timeout).result()
 
     wait = call
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         link = self._linked()
-        assert request.destination is not None
-        address = self._addresses.of_request(request.destination)
+        address = self._address_of(request)
 
         def send(message: Request, done: Done) -> None:
             link.publisher.send(message, address, self._serializers.default, done)
@@ -307,10 +466,87 @@ class _Sender:
         return link.caller.ask(request, timeout, None, send)
 
 
-def _may_wait(link: _Link) -> None:
-    """Raise CallError in a future's callback, which runs on the loop and would block it."""
-    if link.loop.is_current:
+class _AsyncSender(_Connector):
+    """The AsyncSender of a client's proxies. Nothing of it belongs to an event loop."""
+
+    def __init__(self, config: ConnectionConfig, addresses: AddressBook, serializer: str) -> None:
+        super().__init__(config, addresses, serializer)
+        self._lock = threading.Lock()
+        self._opening: Future[_Link] | None = None
+
+    async def _connected(self) -> _Link:
+        link = self._link
+        if link is not None and link.is_usable:
+            return link
+        return await asyncio.wrap_future(self._link_to_come())
+
+    def _link_to_come(self) -> Future[_Link]:
+        """Connect in a thread, one for all who wait; return a future that its owner may cancel."""
+        with self._lock:
+            opening = self._opening
+            if opening is None or opening.done():
+                opening = self._opening = Future()
+                threading.Thread(
+                    target=self._connect, args=(opening,), name="tavrida-connect", daemon=True
+                ).start()
+        own: Future[_Link] = Future()
+        opening.add_done_callback(functools.partial(_copy, own))
+        return own
+
+    def _connect(self, opening: Future[_Link]) -> None:
+        try:
+            opening.set_result(self._linked())
+        except BaseException as error:
+            opening.set_exception(error)
+
+    async def send(self, message: Request | Notification) -> None:
+        link = await self._connected()
+        address = self._address_of(message)
+        if isinstance(message, Notification) and address.exchange not in link.exchanges:
+            declaring = link.declare(address.exchange, self._config.publish_timeout)
+            await asyncio.wrap_future(link.loop.start(declaring))
+        pipeline = _pipeline.get()
+        if pipeline is not None:
+            begun: Future[None] = Future()
+            link.loop.submit(link.window.send, message, address, pipeline.add(message), begun)
+            await asyncio.wrap_future(begun)
+            return
+        confirmed: Future[None] = Future()
+        link.loop.submit(link.window.send, message, address, functools.partial(_confirm, confirmed))
+        await asyncio.wrap_future(confirmed)
+
+    async def ask(self, request: Request, timeout: float | None) -> IncomingResponse:
+        link = await self._connected()
+        address = self._address_of(request)
+
+        def send(message: Request, done: Done) -> None:
+            link.loop.submit(link.window.send, message, address, done)
+
+        return await asyncio.wrap_future(link.caller.ask(request, timeout, None, send))
+
+
+def _copy(own: Future[_Link], opening: Future[_Link]) -> None:
+    with contextlib.suppress(InvalidStateError):  # its owner cancelled it
+        error = opening.exception()
+        if error is None:
+            own.set_result(opening.result())
+        else:
+            own.set_exception(error)
+
+
+def _confirm(confirmed: Future[None], error: Exception | None) -> None:
+    with contextlib.suppress(InvalidStateError):  # who waited cancelled it
+        if error is None:
+            confirmed.set_result(None)
+        else:
+            confirmed.set_exception(error)
+
+
+def _may_wait() -> None:
+    """Raise CallError where waiting would block the event loop of a server or client."""
+    if is_on_a_loop():
         raise exceptions.CallError(
-            "a callback of a future runs on the client's event loop and may not wait there: use "
-            ".future(), or hand over to another thread"
+            "this runs on an event loop and would block it: in an async def handler, await a call "
+            "of its proxy or use AsyncRPCClient; in a callback of a future, use .future() or hand "
+            "over to another thread"
         )

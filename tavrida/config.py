@@ -245,6 +245,16 @@ class ServerSettings:
     outgoing_middleware: tuple[str, ...] = option(
         (), "Plugins (tavrida.middleware) that see every message before it is sent, in order."
     )
+    describe: bool = option(
+        True,
+        "Whether the services answer their built-in method __describe__: methods with JSON "
+        "Schemas, subscriptions, version, host.",
+    )
+    debug_tracebacks: bool = option(
+        False,
+        "Whether error answers carry the traceback, as details.traceback. It shows code and "
+        "paths to every caller: for development only.",
+    )
     graceful_timeout: float = option(
         30.0, "Seconds that running handlers get to finish when the server stops.", minimum=0
     )
@@ -279,13 +289,15 @@ class LogSettings:
     )
     format: str = option(
         "%(asctime)s %(levelname)s %(name)s: %(message)s",
-        "The format of a line, as Python's logging takes it. A percent sign is written once.",
+        "The format of a line, as Python's logging takes it, with %(correlation_id)s and "
+        "%(entry_point)s of the message that is handled. A percent sign is written once.",
     )
 
     def __post_init__(self) -> None:
         _check(self)
         try:
-            logging.Formatter(self.format).format(logging.makeLogRecord({}))
+            record = logging.makeLogRecord({"correlation_id": "", "entry_point": ""})
+            logging.Formatter(self.format).format(record)
         except (ValueError, KeyError, TypeError) as error:
             raise exceptions.ConfigError(
                 f"format: {self.format!r} cannot be written: {error}; %(message)s is the text, and "

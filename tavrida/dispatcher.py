@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tavrida import exceptions, messages
 from tavrida.arguments import Arguments, arguments_of
 from tavrida.entry_point import EntryPoint
+from tavrida.results import Answers, answers_of, response_of
 
 _SERVICE = "__tavrida_service__"
 _MARKS = "__tavrida_marks__"
@@ -80,6 +81,11 @@ def _marking(kind: str, service: str, method: str) -> Callable[[Function], Funct
     return attach
 
 
+def is_reserved(method: str) -> bool:
+    """Tell whether requests to a method of that name are tavrida's own to answer."""
+    return method.startswith("__") and method.endswith("__")
+
+
 def place_of(thing: Any) -> str:
     """Return "module.Class.method (file:line)" of a class or function, for messages."""
     name = f"{thing.__module__}.{thing.__qualname__}"
@@ -116,6 +122,7 @@ class Handler:
     is_async: bool
     arguments: Arguments
     place: str
+    answer: Answers = response_of
 
 
 class Dispatcher:
@@ -161,6 +168,11 @@ class Dispatcher:
                 f"{place} handles requests to {mark.entry_point}, but its class serves "
                 f"{self.service!r}: requests can only be handled by their own service"
             )
+        if mark.kind == messages.REQUEST and is_reserved(mark.entry_point.method):
+            raise exceptions.InvalidHandler(
+                f"{place} handles requests to {mark.entry_point}, but names with two underscores "
+                "on both sides are reserved for tavrida's own methods: rename the method"
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise exceptions.InvalidHandler(
                 f"{place} has a yield, so calling it would only make a generator: return instead"
@@ -180,6 +192,8 @@ class Dispatcher:
             inspect.iscoroutinefunction(function),
             arguments,
             place,
+            # The results of other kinds go nowhere.
+            answers_of(function, place) if mark.kind == messages.REQUEST else response_of,
         )
 
 

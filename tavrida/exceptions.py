@@ -29,7 +29,8 @@
 
 The codes travel in the payload of error answers (``code``) and are unique; those of 1.0 that
 still mean the same kept their number. An exception of the user's own may have an integer
-attribute ``code`` too; without one its answer says 1000.
+attribute ``code`` too; without one its answer says 1000. So it may have a dict ``details``, which
+its answer carries where it can be written as JSON.
 """
 
 from __future__ import annotations
@@ -155,9 +156,16 @@ class HandlerNotFound(MessageError):
 
 
 class InvalidPayload(MessageError):
-    """Raised when a payload does not fit a handler; the handler was not run."""
+    """Raised when a payload does not fit a handler; the handler was not run.
+
+    ``details`` tells where: ``{"path": "$.items[3].price", "expected": "int >= 0"}``.
+    """
 
     code = 1003
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details = dict(details or {})
 
 
 class UnknownResult(MessageError):
@@ -181,8 +189,8 @@ class CallError(TavridaError):
 class RemoteError(CallError):
     """Raised when the other side answered with an error.
 
-    ``error_class``, ``message`` and ``code`` are those of the remote exception; ``payload`` is
-    the whole of what the answer carried.
+    ``error_class``, ``message``, ``code`` and ``details`` (a dict, often empty) are those of the
+    remote exception; ``payload`` is the whole of what the answer carried.
     """
 
     code = 1031
@@ -193,7 +201,48 @@ class RemoteError(CallError):
         self.message = str(payload.get("message", ""))
         code = payload.get("code")
         self.code = code if type(code) is int else TavridaError.code
+        details = payload.get("details")
+        self.details: dict[str, Any] = details if isinstance(details, dict) else {}
         super().__init__(f"{self.error_class}: {self.message} (code {self.code})")
+
+
+def raises_of(
+    classes: Iterable[type[Exception]], named: Mapping[str, type[Exception]]
+) -> dict[str, type[Exception]]:
+    """Return the local classes of remote errors by the name that each has on the wire.
+
+    Raises:
+        TypeError: one is no class of exceptions that an answer may raise.
+    """
+    found = {getattr(cls, "__name__", ""): cls for cls in classes} | dict(named)
+    for cls in found.values():
+        # A future and a coroutine cannot raise StopIteration: who awaits would wait for ever.
+        if not (isinstance(cls, type) and issubclass(cls, Exception)) or issubclass(
+            cls, StopIteration | StopAsyncIteration
+        ):
+            raise TypeError(f"raises({cls!r}) should name classes of exceptions")
+    return found
+
+
+def local_error(error: RemoteError, raises: Mapping[str, type[Exception]]) -> Exception:
+    """Return the exception of the local class that stands for a remote one, made from its message.
+
+    The RemoteError is its ``__cause__``. Without such a class, or where it cannot be made from a
+    message alone, the RemoteError itself is returned; a note of it tells why.
+    """
+    cls = raises.get(error.error_class)
+    if cls is None:
+        return error
+    try:
+        local = cls(error.message)
+        local.__cause__ = error
+    except Exception as reason:
+        error.add_note(
+            f"{cls.__name__}({error.message!r}) could not be made: {type(reason).__name__}: "
+            f"{text_of(reason)}"
+        )
+        return error
+    return local
 
 
 class CallTimeout(CallError, TimeoutError):

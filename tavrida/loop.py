@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import contextvars
 import logging
 import threading
 from collections import deque
@@ -26,6 +27,15 @@ CANCEL_TIMEOUT = 5.0
 SLICE = 0.5
 
 
+class _Thread(threading.Thread):
+    """The thread of a LoopThread."""
+
+
+def is_on_a_loop() -> bool:
+    """Tell whether this code runs on a LoopThread, of a server or client, and must not block."""
+    return isinstance(threading.current_thread(), _Thread)
+
+
 class LoopThread:
     """An asyncio event loop in a thread of its own.
 
@@ -37,9 +47,11 @@ class LoopThread:
         self.loop = asyncio.new_event_loop()
         self._handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_woken = False
+        # What one thread hands over runs together with what others do: in nobody's context.
+        self._context = contextvars.Context()
         self._is_stopped = False
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = _Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -82,7 +94,7 @@ class LoopThread:
         if not self._is_woken:
             self._is_woken = True
             with contextlib.suppress(RuntimeError):  # closed meanwhile: seen just below
-                self.loop.call_soon_threadsafe(self._drain)
+                self.loop.call_soon_threadsafe(self._drain, context=self._context)
         if self._is_stopped and not self.is_current:
             # It stopped while this was handed over: did the last turn still take it?
             self._thread.join()

@@ -5,14 +5,21 @@
 from __future__ import annotations
 
 import time
+import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+import msgspec
 
 from tavrida import exceptions
 from tavrida.entry_point import EntryPoint
 
 #: The kinds, as the AMQP property ``type`` has them.
 REQUEST, RESPONSE, ERROR, NOTIFICATION = KINDS = ("request", "response", "error", "notification")
+
+#: Bytes of the details of an error, and characters of a traceback in them, at most.
+MAX_DETAILS = 16_384
 
 
 @dataclass(slots=True, eq=False)
@@ -65,11 +72,14 @@ class Message:
         return key in self.payload
 
 
+@dataclass(slots=True, eq=False)
 class Request(Message):
     """An outgoing request; it expects an answer where ``reply_to`` is set."""
 
-    __slots__ = ()
     message_type = REQUEST
+
+    #: The local classes that error answers are raised as, by remote name; stays in this process.
+    raises: Mapping[str, type[Exception]] = field(default_factory=dict)
 
 
 class Response(Message):
@@ -80,22 +90,54 @@ class Response(Message):
 
 
 class Error(Message):
-    """An error answer: its payload has the keys ``class``, ``message`` and ``code``."""
+    """An error answer: its payload has ``class``, ``message``, ``code`` and maybe ``details``."""
 
     __slots__ = ()
     message_type = ERROR
 
     @classmethod
     def from_exception(cls, exception: BaseException) -> Error:
-        """Return the error that tells of an exception; an answer carries no traceback."""
-        code = getattr(exception, "code", None)
-        return cls(
-            {
-                "class": type(exception).__name__,
-                "message": exceptions.text_of(exception),
-                "code": code if type(code) is int else exceptions.TavridaError.code,
-            }
-        )
+        """Return the error that tells of an exception; it carries no traceback.
+
+        ``code`` and ``details`` are the exception's own where they are an integer and a dict
+        that can be written.
+        """
+        code = _attribute(exception, "code")
+        payload = {
+            "class": type(exception).__name__,
+            "message": exceptions.text_of(exception),
+            "code": code if type(code) is int else exceptions.TavridaError.code,
+        }
+        details = _writable(_attribute(exception, "details"))
+        return cls(payload | ({"details": details} if details else {}))
+
+    @classmethod
+    def with_traceback(cls, exception: BaseException) -> Error:
+        """Return the same with the end of the traceback as ``details["traceback"]``."""
+        error = cls.from_exception(exception)
+        lines = "".join(traceback.format_exception(exception))[-MAX_DETAILS:]
+        error.payload["details"] = {**error.payload.get("details", {}), "traceback": lines}
+        return error
+
+
+def _attribute(exception: BaseException, name: str) -> Any:
+    try:
+        return getattr(exception, name, None)
+    except Exception:  # a property of a user's
+        return None
+
+
+def _writable(details: Any) -> dict[str, Any]:
+    """Return details as plain JSON data; nothing where they are none, or too many."""
+    if not isinstance(details, dict):
+        return {}
+    try:
+        text = msgspec.json.encode(details)
+        plain: dict[str, Any] = msgspec.json.decode(text)
+        msgspec.msgpack.encode(plain)  # which has no integers beyond 64 bits
+    except Exception:
+        return {}
+    return plain if len(text) <= MAX_DETAILS else {}
 
 
 class Notification(Message):
@@ -148,6 +190,11 @@ class IncomingError(IncomingMessage):
 
     __slots__ = ()
     message_type = ERROR
+
+    def to_exception(self, /, *classes: type[Exception], **named: type[Exception]) -> Exception:
+        """Return what a call with ``raises`` of the same classes would raise."""
+        error = exceptions.RemoteError(self.payload)
+        return exceptions.local_error(error, exceptions.raises_of(classes, named))
 
 
 class IncomingNotification(IncomingMessage):

@@ -4,10 +4,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from types import CoroutineType
+from typing import Any, TypeVar
 
 from tavrida import exceptions, messages
 from tavrida.messages import Error, IncomingMessage, Message, Response
+
+LOG = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+#: Some work that yields the coroutines it needs run, is sent what each returned, and has a result.
+Steps = Generator[Coroutine[Any, Any, Any], Any, Result]
 
 
 class Middleware:
@@ -16,9 +28,13 @@ class Middleware:
     One object serves all threads of a server. Around a ``def`` handler the methods run in its
     worker thread and may block; around an ``async def`` handler they run on the event loop and
     must not.
+
+    On the way in, ``process``, ``before_handle`` and ``after_handle`` may be ``async def``. They
+    run on the event loop then, also for a ``def`` handler, whose worker thread waits for them.
+    On the way out all methods are plain.
     """
 
-    def process(self, message: Message) -> Message:
+    def process(self, message: Message) -> Message | Awaitable[Message]:
         """Return the message, changed or not, or another of its kind.
 
         On the way in, returning a Response or an Error answers the request at once: neither the
@@ -27,10 +43,10 @@ class Middleware:
         """
         return message
 
-    def before_handle(self, message: Message) -> None:
+    def before_handle(self, message: Message) -> Awaitable[None] | None:
         """Called before a handler runs."""
 
-    def after_handle(self, message: Message, error: BaseException | None) -> None:
+    def after_handle(self, message: Message, error: BaseException | None) -> Awaitable[None] | None:
         """Called after a handler ended, with its exception if it raised one."""
 
     def before_publish(self, message: Message) -> None:
@@ -40,21 +56,105 @@ class Middleware:
         """Called on the event loop when the broker confirmed a message, or with why it did not."""
 
 
-def incoming(chain: Sequence[Middleware], message: Message) -> Message:
-    """Return what the chain makes of a message: one to handle, or the answer to give.
+#: The methods that messages pass on their way out.
+_OUTGOING = ("process", "before_publish", "after_publish")
+
+
+def check_outgoing(chain: Sequence[Middleware]) -> None:
+    """Raise ConfigError for outgoing middleware that is ``async def``, naming the method."""
+    for middleware in chain:
+        for name in _OUTGOING:
+            if inspect.iscoroutinefunction(getattr(middleware, name, None)):
+                raise exceptions.ConfigError(
+                    f"{type(middleware).__name__}.{name} is async def, but nothing waits for "
+                    "outgoing middleware: make it a plain def that does not block, or use it for "
+                    "incoming messages only"
+                )
+
+
+def before(chain: Sequence[Middleware], message: Message) -> Steps[Message]:
+    """Call ``before_handle`` of all; give what ``process`` of the chain makes of a message.
+
+    That is one to handle, or the answer to give.
 
     Raises:
         UnknownResult: a middleware returned something else.
     """
+    for middleware in chain:
+        pending = middleware.before_handle(message)
+        if type(pending) is CoroutineType:
+            yield pending
+    return (yield from _process(chain, message))
+
+
+def after(
+    chain: Sequence[Middleware], message: Message, error: BaseException | None
+) -> Steps[None]:
+    """Call ``after_handle`` of all; what one raises is logged."""
+    for middleware in chain:
+        try:
+            pending = middleware.after_handle(message, error)
+            if type(pending) is CoroutineType:
+                yield pending
+        except (GeneratorExit, asyncio.CancelledError):
+            raise  # The loop is going down.
+        except BaseException:  # also SystemExit: the worker and its call shall not end so
+            LOG.exception("%s.after_handle failed.", type(middleware).__name__)
+
+
+def incoming(chain: Sequence[Middleware], message: Message) -> Message:
+    """Return what a chain of plain middleware makes of a message: as ``before``, without hooks."""
+    return run(_process(chain, message), _refuse)
+
+
+def _process(chain: Sequence[Middleware], message: Message) -> Steps[Message]:
     kind = type(message)
     for middleware in chain:
-        message = middleware.process(message)
-        if isinstance(message, Response | Error) and kind is messages.IncomingRequest:
-            return message
-        if not isinstance(message, IncomingMessage) or type(message) is not kind:
+        result: Any = middleware.process(message)
+        if type(result) is CoroutineType:
+            result = yield result
+        if isinstance(result, Response | Error) and kind is messages.IncomingRequest:
+            return result
+        if not isinstance(result, IncomingMessage) or type(result) is not kind:
             answers = ", Response or Error" if kind is messages.IncomingRequest else ""
-            raise _wrong(middleware, message, kind.__name__ + answers)
+            raise _wrong(middleware, result, kind.__name__ + answers)
+        message = result
     return message
+
+
+def run(steps: Steps[Result], wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> Result:
+    """Return the result of some steps; ``wait`` returns what a coroutine does, elsewhere."""
+    try:
+        pending = next(steps)
+        while True:
+            try:
+                result = wait(pending)
+            except BaseException as error:
+                pending = steps.throw(error)
+            else:
+                pending = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+async def run_async(steps: Steps[Result]) -> Result:
+    """Return the result of some steps, on this event loop."""
+    try:
+        pending = next(steps)
+        while True:
+            try:
+                result = await pending
+            except BaseException as error:
+                pending = steps.throw(error)
+            else:
+                pending = steps.send(result)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def _refuse(pending: Coroutine[Any, Any, Any]) -> Any:
+    pending.close()
+    raise exceptions.ConfigError(f"{pending!r} is of an async def: nothing waits for it here")
 
 
 def outgoing(chain: Sequence[Middleware], message: Message) -> Message:
@@ -66,9 +166,10 @@ def outgoing(chain: Sequence[Middleware], message: Message) -> Message:
     # A middleware may turn an answer into an error; nothing else changes its kind.
     kinds = (Response, Error) if isinstance(message, Response | Error) else (type(message),)
     for middleware in chain:
-        message = middleware.process(message)
-        if type(message) not in kinds:
-            raise _wrong(middleware, message, " or ".join(k.__name__ for k in kinds))
+        result: Any = middleware.process(message)
+        if type(result) not in kinds:
+            raise _wrong(middleware, result, " or ".join(k.__name__ for k in kinds))
+        message = result
     return message
 
 

@@ -31,6 +31,7 @@ Parsed = cfg.ConfigOpts
 #: How a type of a settings field is read from the ini.
 _OPTION_TYPES: dict[type, type[cfg.Opt]] = {
     str: cfg.StrOpt,
+    bool: cfg.BoolOpt,
     int: cfg.IntOpt,
     float: cfg.FloatOpt,
     tuple: cfg.ListOpt,

@@ -6,24 +6,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import is_dataclass
-from datetime import date, datetime, timedelta
-from datetime import time as time_of_day
-from decimal import Decimal
 from typing import Any
-from uuid import UUID
 
-import msgspec
-
-from tavrida import envelope, exceptions, messages, middleware
+from tavrida import context, envelope, exceptions, messages, middleware
 from tavrida.addresses import Address
-from tavrida.calls import Caller
+from tavrida.calls import Caller, check_time
 from tavrida.dispatcher import Handler
 from tavrida.entry_point import EntryPoint
 from tavrida.envelope import Properties
@@ -36,12 +31,12 @@ from tavrida.messages import (
     Message,
     Notification,
     Request,
-    Response,
 )
 from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Delivery, Done, Publication
 from tavrida.proxies import Origin, RPCProxy
 from tavrida.publishing import Publisher
+from tavrida.results import response_of
 from tavrida.router import Router
 from tavrida.topology import Placement, dead_letter_queue
 from tavrida.workers import Workers
@@ -50,9 +45,6 @@ LOG = logging.getLogger(__name__)
 
 #: Lines of a traceback that go with a dead letter: its end, where the reason is.
 TRACEBACK_LINES = 20
-
-#: What a serializer may write in its own way; the rest of a result becomes dicts and lists.
-_KEPT_TYPES = (bytes, datetime, date, time_of_day, timedelta, UUID, Decimal)
 
 
 class Processor:
@@ -70,6 +62,7 @@ class Processor:
         serializers: Serializers,
         concurrency: int,
         redeclare: Callable[[], Coroutine[Any, Any, None]],
+        error_of: Callable[[BaseException], Error] = Error.from_exception,
     ) -> None:
         self.loop = loop
         self.publisher = publisher
@@ -77,10 +70,14 @@ class Processor:
         self.serializers = serializers
         #: Declares the topology again, when something of it was deleted.
         self.redeclare = redeclare
+        #: Makes the answer that tells of an exception.
+        self.error_of = error_of
         self._workers = Workers(concurrency, "tavrida-worker")
         self._concurrency = concurrency
         self._running = 0
         self._waiting: deque[Handling] = deque()
+        # By worker thread: the request whose answer its handler waits for and does nothing else.
+        self._awaited: dict[int, str] = {}
         self._open: set[Handling] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -133,6 +130,8 @@ class Processor:
             self._start(handling)
         else:
             self._waiting.append(handling)
+            if self._awaited:
+                self._end_deadlock()
 
     def _open_handling(
         self,
@@ -165,7 +164,8 @@ class Processor:
 
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the loop, and keep hold of it until it ends."""
-        task = self.loop.loop.create_task(coroutine)
+        # In nobody's context: not in that of the handler whose end let this one begin.
+        task = self.loop.loop.create_task(coroutine, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -180,6 +180,50 @@ class Processor:
         self._open.discard(handling)
         if self._is_draining and not self._open:
             self._all_settled.set()
+
+    @contextlib.contextmanager
+    def awaiting(self, request: Request) -> Iterator[None]:
+        """Note that this worker thread waits for the answer inside the block. Thread-safe."""
+        if not self._workers.is_current:  # a thread of the handler's own, which itself may go on
+            yield
+            return
+        thread = threading.get_ident()
+        self._awaited[thread] = request.request_id
+        try:
+            if len(self._awaited) == self._concurrency:
+                self.loop.submit(self._end_deadlock)
+            yield
+        finally:
+            del self._awaited[thread]
+
+    def _end_deadlock(self) -> None:
+        """Refuse a request that waits here for the very handlers that wait for its answer.
+
+        Only where it is certain: all that may run at a time does run and waits for requests, each
+        of which was delivered here, to nobody before, and has not begun. Nothing that happens
+        elsewhere can end that. One is enough: its asker ends, and the next request begins.
+        """
+        awaited = set(self._awaited.copy().values())
+        if len(awaited) < self._concurrency:
+            return
+        stuck = {
+            each.message.request_id: each
+            for each in self._waiting
+            if each.message.request_id in awaited and not each.message.redelivered
+        }
+        if len(stuck) < self._concurrency:
+            return
+        _, last = stuck.popitem()
+        self._waiting.remove(last)
+        last.fail(
+            exceptions.CallError(
+                f"{last.message.destination} cannot begin: all {self._concurrency} handlers that "
+                "this server runs at a time (concurrency) wait for requests that wait here for "
+                f"them, in queue {last.delivery.queue!r}. Raise concurrency; or do not wait: use "
+                "cast(), or call() with a method marked rpc_response_method; or serve what is "
+                "called from a server of its own"
+            )
+        )
 
     async def drain(self, timeout: float) -> int:
         """Give back what has not started, wait for the rest; return how many did not end."""
@@ -213,6 +257,7 @@ class Handling:
         "_processor",
         "_router",
         "_unconfirmed",
+        "_untaken",
         "delivery",
         "handler",
         "message",
@@ -239,6 +284,7 @@ class Handling:
         self._answer: Message | None = None
         self._error: BaseException | None = None
         self._unconfirmed: Exception | None = None
+        self._untaken = ""
         self._has_ended = False
         self._is_finished = False
         self._is_answered_plainly = False
@@ -247,27 +293,37 @@ class Handling:
     # -- running
 
     def run(self) -> None:
-        """Run a plain handler, in a worker thread."""
+        """Run a plain handler, in a worker thread and a context of its own."""
+        here = contextvars.copy_context()
+        try:
+            result, error = here.run(self._run)
+            self._processor.loop.submit(here.run, self._ended, result, error)
+        except exceptions.ConnectionFailed:
+            pass  # The server stopped without waiting for us; the broker delivers it again.
+
+    def _run(self) -> tuple[object, BaseException | None]:
+        context.handled.set(self)
         result, error = None, None
         try:
-            call = self._prepare()
+            call = self._prepare(middleware.run(self._before(), self._wait_on_loop))
             if isinstance(call, Message):
                 result = call
             else:
                 result = self.handler.function(call[0], call[1], **call[2])  # type: ignore[union-attr]
         except BaseException as raised:  # also SystemExit: a handler does not stop the server
             error = raised
-        try:
-            self._after(error)
-            self._processor.loop.submit(self._ended, result, error)
-        except exceptions.ConnectionFailed:
-            pass  # The server stopped without waiting for us; the broker delivers it again.
+        middleware.run(self._after(error), self._wait_on_loop)
+        return result, error
+
+    def _wait_on_loop(self, pending: Coroutine[Any, Any, Any]) -> Any:
+        return self._processor.loop.start(pending).result()
 
     async def run_async(self) -> None:
-        """Run an ``async def`` handler, on the loop."""
+        """Run an ``async def`` handler, on the loop, as a task of its own."""
+        context.handled.set(self)
         result, error = None, None
         try:
-            call = self._prepare()
+            call = self._prepare(await middleware.run_async(self._before()))
             if isinstance(call, Message):
                 result = call
             else:
@@ -279,16 +335,32 @@ class Handling:
             if task is not None and task.cancelling():
                 return  # The loop is going down; the broker delivers it again.
             error = raised  # also a CancelledError of what the handler itself awaited
-        self._after(error)
+        await middleware.run_async(self._after(error))
         self._ended(result, error)
 
-    def _prepare(self) -> Message | tuple[IncomingMessage, RPCProxy, dict[str, Any]]:
-        """Run incoming middleware; return its answer, or what to call the handler with."""
-        handler, placement = self.handler, self._placement
-        assert handler is not None and placement is not None
-        for each in placement.incoming:
-            each.before_handle(self.message)
-        message = middleware.incoming(placement.incoming, self.message)
+    def _before(self) -> middleware.Steps[Message]:
+        message = self.message
+        if (
+            not message.is_enveloped
+            and message.deadline is None
+            and isinstance(message, IncomingRequest)
+            and message.expects_answer
+        ):
+            # A foreign caller waits and does not say for how long.
+            message.deadline = time.time() + self._processor.caller.default_timeout
+        assert self._placement is not None
+        return middleware.before(self._placement.incoming, message)
+
+    def _after(self, error: BaseException | None) -> middleware.Steps[None]:
+        assert self._placement is not None
+        return middleware.after(self._placement.incoming, self.message, error)
+
+    def _prepare(
+        self, message: Message
+    ) -> Message | tuple[IncomingMessage, RPCProxy, dict[str, Any]]:
+        """Return what to call the handler with; or the answer, if incoming middleware gave it."""
+        handler = self.handler
+        assert handler is not None
         if not isinstance(message, IncomingMessage):
             return message
         self.message = message
@@ -298,16 +370,8 @@ class Handling:
             source = handler.mark.entry_point
         else:
             source = EntryPoint(handler.service, handler.mark.entry_point.method)
-        context = {**message.context, **message.payload}
-        return message, RPCProxy(Origin(self, source, message.correlation_id, context)), arguments
-
-    def _after(self, error: BaseException | None) -> None:
-        assert self._placement is not None
-        for each in self._placement.incoming:
-            try:
-                each.after_handle(self.message, error)
-            except Exception:
-                LOG.exception("%s.after_handle failed.", type(each).__name__)
+        carried = {**message.context, **message.payload}
+        return message, RPCProxy(Origin(self, source, message.correlation_id, carried)), arguments
 
     # -- what the handler sends: the Sender of its proxy
 
@@ -317,8 +381,9 @@ class Handling:
 
         def confirmed(error: Exception | None) -> None:
             if error is not None and isinstance(message, Request) and message.reply_to:
-                # Nobody took the request over: it is ours to answer again.
-                self.message.reply_to = message.reply_to
+                # Nobody took the request over: it is ours to answer again. Not at once: the
+                # handler's thread may still be about to let go of it.
+                self._untaken = message.reply_to
             confirm(error)
 
         self._send(message, self._address_of(message), confirmed)
@@ -346,6 +411,7 @@ class Handling:
                 )
             request.reply_to = self._placement.queue
         request.deadline = self.message.deadline
+        check_time(request)
         self._send(request, self._address_of(request), self._confirm_of(request))
 
     def wait(self, request: Request, timeout: float | None) -> IncomingResponse:
@@ -355,7 +421,9 @@ class Handling:
                 f".wait() on {request.destination} would block the event loop and everything on "
                 "it: write 'await proxy.service.method(...)' in an async def handler"
             )
-        return self.ask(request, timeout).result()
+        answer = self.ask(request, timeout)
+        with self._processor.awaiting(request):
+            return answer.result()
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         """Send a request whose answer ends the future."""
@@ -429,7 +497,7 @@ class Handling:
             messages.ERROR, destination, asker
         ):
             return False
-        answer = Error.from_exception(error)
+        answer = self._processor.error_of(error)
         _address_answer(answer, request)
         address = Address("", request.reply_to, is_mandatory=True)
         self._send(answer, address, self._fail_with)
@@ -448,7 +516,7 @@ class Handling:
             self._log(error)
         elif isinstance(self.message, IncomingRequest) and self.message.expects_answer:
             try:
-                self._answer = response_of(result)
+                self._answer = self.handler.answer(result) if self.handler else response_of(result)
             except exceptions.UnknownResult as unknown:
                 place = self.handler.place if self.handler else "middleware"
                 self._error = exceptions.UnknownResult(f"{place} {unknown}")
@@ -465,25 +533,33 @@ class Handling:
     def _log(self, error: BaseException) -> None:
         # A caller who sent the wrong thing is told so; its log entry needs no traceback.
         trace = None if isinstance(error, exceptions.MessageError) else error
-        LOG.error(
-            "Handling the %s %s from %s (correlation id %s) failed: %s: %s",
-            self.message.message_type,
-            self.message.destination or "",
-            self.message.source or "an unknown source",
-            self.message.correlation_id or "none",
-            type(error).__name__,
-            exceptions.text_of(error),
-            exc_info=trace,
-        )
+        token = context.handled.set(self)  # the broker may have told of it much later
+        try:
+            LOG.error(
+                "Handling the %s %s from %s (correlation id %s) failed: %s: %s",
+                self.message.message_type,
+                self.message.destination or "",
+                self.message.source or "an unknown source",
+                self.message.correlation_id or "none",
+                type(error).__name__,
+                exceptions.text_of(error),
+                exc_info=trace,
+            )
+        finally:
+            context.handled.reset(token)
 
     def _finish(self) -> None:
         """Answer, or dead-letter, or simply acknowledge."""
         self._is_finished = True
         message = self.message
+        if self._untaken:
+            message.reply_to = self._untaken
         if isinstance(message, IncomingRequest) and message.expects_answer:
             answer = self._answer
             if self._error is not None or answer is None:
-                answer = Error.from_exception(self._error or exceptions.TavridaError("no answer"))
+                answer = self._processor.error_of(
+                    self._error or exceptions.TavridaError("no answer")
+                )
             self._send_answer(message, answer)
         elif self._unconfirmed is not None:
             self._give_back(self._unconfirmed)
@@ -509,14 +585,14 @@ class Handling:
                 chain=placement.outgoing if placement else (),
                 enveloped=request.is_enveloped,
             )
-        except Exception as error:
+        except BaseException as error:  # also a SystemExit of middleware
             self._log(error)
             self._send_plain_error(request, error)
 
-    def _send_plain_error(self, request: IncomingRequest, error: Exception) -> None:
+    def _send_plain_error(self, request: IncomingRequest, error: BaseException) -> None:
         """Answer when the real answer cannot be sent: past middleware and discovery."""
         self._is_answered_plainly = True
-        answer = Error.from_exception(error)
+        answer = self._processor.error_of(error)
         _address_answer(answer, request)
         answer.context = {}
         address = Address("", request.reply_to, is_mandatory=True)
@@ -616,38 +692,6 @@ class Handling:
         LOG.warning("Gave a message back to queue %s: %s", self.delivery.queue, error)
         self.delivery.requeue()
         self._processor.settled(self)
-
-
-def response_of(result: object) -> Message:
-    """Return the answer that a handler's result stands for.
-
-    Raises:
-        UnknownResult: it stands for none.
-    """
-    if result is None:
-        return Response()
-    if isinstance(result, Response | Error):
-        if not isinstance(result.payload, dict):
-            raise exceptions.UnknownResult(
-                f"returned {type(result).__name__} with {type(result.payload).__name__} as "
-                "payload, which should be a dict"
-            )
-        # A copy: what is filled in later belongs to this request, and the handler may keep its own.
-        return type(result)(dict(result.payload), dict(result.context), dict(result.extra_headers))
-    if isinstance(result, dict):
-        if all(isinstance(key, str) for key in result):
-            return Response(dict(result))
-        raise exceptions.UnknownResult("returned a dict whose keys are not all strings")
-    if isinstance(result, msgspec.Struct) or (
-        is_dataclass(result) and not isinstance(result, type)
-    ):
-        data = msgspec.to_builtins(result, builtin_types=_KEPT_TYPES)
-        if isinstance(data, dict):
-            return Response(data)
-    raise exceptions.UnknownResult(
-        f"returned {type(result).__name__}, which is no answer: return a dict, a dataclass, a "
-        "msgspec.Struct, messages.Response, messages.Error or None"
-    )
 
 
 def _address_answer(answer: Message, request: Message) -> None:

@@ -11,7 +11,8 @@ import asyncio
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, Self
 
 from tavrida import envelope, exceptions
 from tavrida.entry_point import EntryPoint
@@ -34,26 +35,36 @@ class Sender(Protocol):
         """Send a request; the future ends with its answer or with why there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where messages come from, and what they carry on from the message that set them off."""
+class Unsent:
+    """A request that was put together and not yet sent."""
 
-    sender: Sender
-    source: EntryPoint
-    correlation_id: str = ""
-    context: Mapping[str, Any] = field(default_factory=dict)
-    headers: dict[str, Any] = field(default_factory=dict)
+    __slots__ = ("_destination", "_origin", "_payload", "_raises")
 
-
-class Call:
-    """A request that was put together and not yet sent. Each of its methods sends it once more."""
-
-    __slots__ = ("_destination", "_origin", "_payload")
-
-    def __init__(self, origin: Origin, destination: EntryPoint, payload: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        destination: EntryPoint,
+        payload: dict[str, Any],
+        raises: Mapping[str, type[Exception]] = MappingProxyType({}),
+    ) -> None:
         self._origin = origin
         self._destination = destination
         self._payload = payload
+        self._raises = raises
+
+    def raises(self, /, *classes: type[Exception], **named: type[Exception]) -> Self:
+        """Return the same call, whose remote errors are raised as these local classes.
+
+        ``shop.buy(id=1).raises(OutOfStock, NotFound=LookupError).call()`` goes by the name of the
+        remote class, for every way to wait. A class is made from the remote message; its
+        ``__cause__`` is the RemoteError, which is raised itself for any other name and where the
+        class takes no message.
+
+        Raises:
+            TypeError: one is no class of exceptions.
+        """
+        raises = {**self._raises, **exceptions.raises_of(classes, named)}
+        return type(self)(self._origin, self._destination, self._payload, raises)
 
     def _request(
         self,
@@ -74,7 +85,17 @@ class Call:
             EntryPoint.parse_source(source) if source else origin.source,
             self._destination,
             reply_to,
+            raises=self._raises,
         )
+
+    def __repr__(self) -> str:
+        return f"<Call of {self._destination}: not sent until .call() or .cast()>"
+
+
+class Call(Unsent):
+    """A request that was put together. Each of its methods, but ``raises``, sends it once more."""
+
+    __slots__ = ()
 
     def cast(
         self,
@@ -115,15 +136,18 @@ class Call:
             ServiceUnknown, MessageError, TransportError: the request could not be sent.
         """
         request = self._request(correlation_id, context, source, reply_to)
-        return self._origin.sender.call(request, timeout)
+        sender: Sender = self._origin.sender
+        return sender.call(request, timeout)
 
     def wait(self, timeout: float | None = None) -> IncomingResponse:
         """Send the request and return its answer, blocking this thread; raises as ``call``."""
-        return self._origin.sender.wait(self._request(), timeout)
+        sender: Sender = self._origin.sender
+        return sender.wait(self._request(), timeout)
 
     def future(self, timeout: float | None = None) -> Future[IncomingResponse]:
         """Send the request; the future ends with its answer or with what ``wait`` would raise."""
-        return self._origin.sender.ask(self._request(), timeout)
+        sender: Sender = self._origin.sender
+        return sender.ask(self._request(), timeout)
 
     def __await__(self) -> Generator[Any, None, IncomingResponse]:
         """``await`` in an ``async def`` handler does what ``wait`` does, without blocking."""
@@ -140,6 +164,9 @@ class Call:
 
         Context, identifiers of the chain and pair, and the deadline are the original's. The
         handler that transfers a request gives no answer of its own.
+
+        Raises:
+            CallTimeout: the deadline has passed; nothing was sent.
         """
         message = self._request(
             correlation_id or request.correlation_id,
@@ -149,11 +176,77 @@ class Call:
         )
         message.request_id = request.request_id
         message.deadline = request.deadline
+        if request.time_left == 0:
+            raise exceptions.CallTimeout(
+                f"no time is left to transfer the request to {self._destination}: its deadline "
+                "has passed; nothing was sent"
+            )
         self._origin.sender.send(message)
         request.reply_to = ""
 
-    def __repr__(self) -> str:
-        return f"<Call of {self._destination}: not sent until .call() or .cast()>"
+
+class AsyncSender(Protocol):
+    """What takes the messages of proxies in an asyncio program."""
+
+    async def send(self, message: Request | Notification) -> None:
+        """Send a message that nobody answers here."""
+
+    async def ask(self, request: Request, timeout: float | None) -> IncomingResponse:
+        """Send a request and return its answer."""
+
+
+class AsyncCall(Unsent):
+    """A request that was put together in an asyncio program. Awaiting a method sends it."""
+
+    __slots__ = ()
+
+    async def cast(
+        self,
+        correlation_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        source: str | EntryPoint | None = None,
+    ) -> None:
+        """Send the request one way; it returns when the broker has confirmed it.
+
+        Inside of ``async with client.pipeline():`` it returns when the message is on its way.
+        Raises as ``Call.cast``.
+        """
+        sender: AsyncSender = self._origin.sender
+        await sender.send(self._request(correlation_id, context, source))
+
+    async def call(
+        self,
+        correlation_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        source: str | EntryPoint | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> IncomingResponse:
+        """Send the request and return its answer; ``timeout`` is in seconds.
+
+        The default is the option ``call_timeout``. Who cancels the task that awaits it is told
+        nothing more; the request may still be handled. Raises as ``Call.call``.
+        """
+        sender: AsyncSender = self._origin.sender
+        return await sender.ask(self._request(correlation_id, context, source), timeout)
+
+    def __await__(self) -> Generator[Any, None, IncomingResponse]:
+        """``await client.service.method(...)`` is short for its ``call()``."""
+        return self.call().__await__()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where messages come from, and what they carry on from the message that set them off."""
+
+    #: A Sender; that of an AsyncCall is an AsyncSender.
+    sender: Any
+    source: EntryPoint
+    correlation_id: str = ""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
+    #: What the methods of proxies make when they are called.
+    call_class: type[Any] = Call
 
 
 class MethodProxy:
@@ -166,7 +259,8 @@ class MethodProxy:
         self._destination = destination
 
     def __call__(self, /, **payload: Any) -> Call:
-        return Call(self._origin, self._destination, payload)
+        call: Call = self._origin.call_class(self._origin, self._destination, payload)
+        return call
 
 
 class ServiceProxy:

@@ -65,7 +65,7 @@ class Publisher:
             for each in chain:
                 try:
                     each.after_publish(message, error)
-                except Exception:
+                except BaseException:  # also SystemExit: ``done`` has to be called
                     LOG.exception("%s.after_publish failed.", type(each).__name__)
             done(error)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tavrida import exceptions, messages
-from tavrida.dispatcher import Dispatcher, Handler, Mark, place_of
+from tavrida.dispatcher import Dispatcher, Handler, Mark, is_reserved, place_of
 from tavrida.messages import IncomingMessage
 
 _COUNTERPARTS = {messages.RESPONSE: messages.ERROR, messages.ERROR: messages.RESPONSE}
@@ -17,13 +17,14 @@ class Router:
     """Built once from the controllers that share a queue; a dict look-up a message.
 
     Requests are found by their destination, notifications by their source. Answers go back to
-    the controller that asked: by their destination's service and their source.
+    the controller that asked: by their destination's service and their source. ``builtins`` are
+    handlers of tavrida's own.
 
     Raises:
         HandlerConflict: two controllers claim one service or one message; names both places.
     """
 
-    def __init__(self, dispatchers: Iterable[Dispatcher]) -> None:
+    def __init__(self, dispatchers: Iterable[Dispatcher], builtins: Iterable[Handler] = ()) -> None:
         self._services: dict[str, Dispatcher] = {}
         self._handlers: dict[tuple[str, str, str], Handler] = {}
         faults = exceptions.Faults()
@@ -33,6 +34,8 @@ class Router:
                 for mark, handler in dispatcher.handlers.items():
                     with faults.collected():
                         self._add(mark, handler)
+        for handler in builtins:
+            self._add(handler.mark, handler)
         faults.check()
 
     def _add_service(self, dispatcher: Dispatcher) -> None:
@@ -85,7 +88,11 @@ class Router:
         return other is not None and self.find(other, str(message.source), asker) is not None
 
     def _not_found(self, kind: str, asker: str, wanted: str) -> exceptions.HandlerNotFound:
-        known = sorted(point for k, a, point in self._handlers if (k, a) == (kind, asker))
+        known = sorted(
+            point
+            for k, a, point in self._handlers
+            if (k, a) == (kind, asker) and not is_reserved(point.partition(".")[2])
+        )
         near = exceptions.did_you_mean(wanted, known)
         service = wanted.partition(".")[0]
         if kind == messages.REQUEST and service in self._services:

@@ -18,13 +18,14 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from tavrida import dispatcher, exceptions, plugins
+from tavrida import description, dispatcher, exceptions, plugins
 from tavrida.addresses import AddressBook
 from tavrida.calls import Caller
 from tavrida.config import ConnectionConfig, ServerSettings, redact
 from tavrida.discovery import LocalDiscovery
 from tavrida.dispatcher import Dispatcher
 from tavrida.loop import SLICE, LoopThread
+from tavrida.messages import Error
 from tavrida.middleware import Middleware
 from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Events, Transport
@@ -128,7 +129,9 @@ class Server:
         self._queues: list[tuple[str, Router, dict[str, Placement]]] = []
         for queue, sharing in shared.items():
             with faults.collected():
-                router = Router(each.dispatcher for each in sharing)
+                dispatchers = [each.dispatcher for each in sharing]
+                described = dispatchers if settings.describe else ()
+                router = Router(dispatchers, map(description.handler_of, described))
                 self._queues.append(
                     (queue, router, {each.dispatcher.service: each for each in sharing})
                 )
@@ -197,6 +200,7 @@ class Server:
             self._serializers,
             self.settings.concurrency,
             lambda: self._consuming.declare(self.topology),
+            Error.with_traceback if self.settings.debug_tracebacks else Error.from_exception,
         )
 
     async def _start(self) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tavrida import exceptions
 from tavrida.addresses import AddressBook
 from tavrida.dispatcher import Dispatcher
-from tavrida.middleware import Middleware
+from tavrida.middleware import Middleware, check_outgoing
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,9 @@ class Placement:
     """Where one controller lives: its queue, its exchange, and how it finds other services.
 
     ``subscriptions`` limits which services it hears; None means all that it has handlers for.
+
+    Raises:
+        ConfigError: outgoing middleware is ``async def``.
     """
 
     dispatcher: Dispatcher
@@ -69,6 +72,9 @@ class Placement:
     subscriptions: Sequence[str] | None = None
     incoming: Sequence[Middleware] = ()
     outgoing: Sequence[Middleware] = ()
+
+    def __post_init__(self) -> None:
+        check_outgoing(self.outgoing)
 
 
 def dead_letter_queue(queue: str) -> str:

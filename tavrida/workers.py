@@ -23,6 +23,7 @@ class Workers:
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._started = 0
+        self._threads: set[int] = set()
         self._idle = threading.Semaphore(0)
 
     def run(self, job: Job) -> None:
@@ -34,12 +35,20 @@ class Workers:
                 target=self._work, name=f"{self._name}-{self._started}", daemon=True
             ).start()
 
+    @property
+    def is_current(self) -> bool:
+        """True in a job itself, False in a thread that a job started."""
+        return threading.get_ident() in self._threads
+
     def stop(self) -> None:
         """Let each thread end after its job; does not wait."""
         for _ in range(self._started):
             self._jobs.put(None)
 
     def _work(self) -> None:
+        self._threads.add(threading.get_ident())
         while (job := self._jobs.get()) is not None:
             job()
             self._idle.release()
+        # The operating system may give the number to a thread that is none of ours.
+        self._threads.discard(threading.get_ident())

@@ -364,3 +364,24 @@ def test_payload_is_left_as_it_is() -> None:
     payload = {"param": [1], "new": 2}
     arguments(untyped, payload)
     assert {"param": [1], "new": 2} == payload
+
+
+@pytest.mark.parametrize(
+    ("payload", "path", "expected"),
+    [
+        (GOOD | {"count": "3"}, "$.count", "int"),
+        (GOOD | {"price": -1}, "$.price", "int >= 0"),
+        (GOOD | {"items": [{"sku": 1}, {"sku": 2, "tags": [None]}]}, "$.items[1].tags[0]", "str"),
+        (GOOD | {"items": [{"sku": -1}]}, "$.items[0]", "sku below zero"),
+        (GOOD | {"colour": "green"}, "$.colour", "Invalid enum value 'green'"),
+        (GOOD | {"note": 5}, "$.note", "str | null"),
+        ({}, "$", "Object missing required field count"),
+    ],
+)
+def test_details_tell_where_and_what_was_expected(
+    payload: dict[str, Any], path: str, expected: str
+) -> None:
+    """For programs; the text says the same to people."""
+    with pytest.raises(InvalidPayload) as caught:
+        arguments(typed, payload)
+    assert {"path": path, "expected": expected} == caught.value.details

@@ -439,6 +439,20 @@ def test_a_signal_stops_an_idle_server_well(
         assert server.process.wait(DEADLINE) == 0
 
 
+def test_the_format_of_the_log_may_ask_for_the_correlation_id(
+    environment: dict[str, str], ini: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Also for what is logged outside of handlers."""
+    path = ini(
+        f"[connection]\nurl = sqlite://{tmp_path}/bus.db\n[server]\nservices = shop\n"
+        "[log]\nformat = <%(correlation_id)s %(entry_point)s> %(message)s\n"
+    )
+    with commands.serve("--config-file", path, environment=environment) as server:
+        server.process.terminate()
+        server.line("<- -> Got SIGTERM")
+        assert server.process.wait(DEADLINE) == 0
+
+
 def test_a_handler_that_runs_at_sigterm_finishes_and_answers(
     environment: dict[str, str], ini: Callable[[str], Path], amqp_url: str, tmp_path: Path
 ) -> None:

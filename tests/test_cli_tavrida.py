@@ -334,6 +334,19 @@ def test_the_version_is_that_of_the_package() -> None:
     assert (ended.code, ended.stdout) == (0, f"tavrida {plugins.version()}\n")
 
 
+def test_a_service_is_described_for_people_and_for_scripts(site: Site) -> None:
+    """In the table an object has a line for each key; JSON is what the service said."""
+    ended = site.tavrida("call", "echo.__describe__")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "| name          | echo" in ended.stdout
+    assert '|   "echo": {' in " ".join(ended.stdout.split("                 "))
+    ended = site.tavrida("call", "echo.__describe__", "-f", "json")
+    assert (ended.code, ended.stderr) == (0, "")
+    told = json.loads(ended.stdout)
+    assert {"echo", "fail"} == told["methods"].keys()
+    assert ["echo.heard"] == told["subscriptions"]
+
+
 # -- plugin list ---------------------------------------------------------------------------------
 
 

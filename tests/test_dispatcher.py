@@ -27,7 +27,7 @@ DECORATORS = [
 @dispatcher.rpc_service("shop")
 class Shop(ServiceController):
     @dispatcher.rpc_method(service="shop", method="sell")
-    def sell(self, request: Any, proxy: Any, count: int = 1) -> int:
+    def sell(self, request: Any, proxy: Any, count: int = 1) -> Any:
         return count
 
     @dispatcher.rpc_method(service="shop", method="wait")
@@ -253,7 +253,7 @@ def test_handlers_are_inherited_and_overridden_as_methods_are() -> None:
 
     class Branch(Shop):
         @dispatcher.rpc_method("shop", "sell")
-        def sell(self, request: Any, proxy: Any, count: int = 1) -> int:
+        def sell(self, request: Any, proxy: Any, count: int = 1) -> Any:
             return 2 * count
 
         @dispatcher.rpc_method("shop", "close")
@@ -309,16 +309,16 @@ def test_static_and_class_methods_are_handlers_too() -> None:
     class Mixed(ServiceController):
         @staticmethod
         @dispatcher.rpc_method("shop", "static")
-        def static(request: Any, proxy: Any, x: int) -> int:
+        def static(request: Any, proxy: Any, x: int) -> Any:
             return x
 
         @classmethod
         @dispatcher.rpc_method("shop", "of_class")
-        def of_class(cls, request: Any, proxy: Any, x: int) -> int:
+        def of_class(cls, request: Any, proxy: Any, x: int) -> Any:
             return x
 
         @dispatcher.rpc_method("shop", "plain")
-        def plain(self, request: Any, proxy: Any, x: int) -> int:
+        def plain(self, request: Any, proxy: Any, x: int) -> Any:
             return x
 
     handlers = Dispatcher(Mixed()).handlers
@@ -343,12 +343,12 @@ def test_decorators_of_a_users_own_may_stand_on_either_side() -> None:
     class Logged(ServiceController):
         @logged
         @dispatcher.rpc_method("shop", "outer")
-        def outer(self, request: Any, proxy: Any, x: int) -> int:
+        def outer(self, request: Any, proxy: Any, x: int) -> Any:
             return x
 
         @dispatcher.rpc_method("shop", "inner")
         @logged
-        def inner(self, request: Any, proxy: Any, x: int) -> int:
+        def inner(self, request: Any, proxy: Any, x: int) -> Any:
             return x
 
     for handler in Dispatcher(Logged()).handlers.values():

@@ -157,6 +157,15 @@ def test_remote_error_of_an_empty_answer_still_reads() -> None:
     assert "Exception:  (code 1000)" == str(RemoteError({}))
 
 
+@pytest.mark.parametrize("details", [None, "text", [1], 5])
+def test_remote_error_has_details_that_are_a_dict(details: object) -> None:
+    """Whatever a foreign service sends; the payload shows what it was."""
+    assert {"left": 0} == RemoteError({"details": {"left": 0}}).details
+    error = RemoteError({"details": details})
+    assert {} == error.details
+    assert {"details": details} == error.payload
+
+
 def test_remote_error_keeps_its_payload_when_the_message_changes() -> None:
     """The error has a copy of its own."""
     payload = {"class": "X"}

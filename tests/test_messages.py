@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 
 import pytest
 
 from tavrida import messages
 from tavrida.entry_point import EntryPoint
-from tavrida.exceptions import RemoteError, ServiceUnknown
+from tavrida.exceptions import InvalidPayload, RemoteError, ServiceUnknown
 from tavrida.messages import (
     INCOMING,
     KINDS,
     Error,
+    IncomingError,
     IncomingRequest,
     IncomingResponse,
     Message,
@@ -143,6 +145,57 @@ def test_error_with_a_code_that_is_no_number_says_1000(code: object) -> None:
             self.code = code
 
     assert 1000 == Error.from_exception(ForeignError()).payload["code"]
+
+
+def test_error_has_the_details_of_its_exception_as_plain_json() -> None:
+    """Any serializer can write them, and any reader read them."""
+    error = InvalidPayload("x", {"path": "$.a", "when": dt.date(2030, 1, 2), "ids": {1: b"a"}})
+    expected = {"path": "$.a", "when": "2030-01-02", "ids": {"1": "YQ=="}}
+    assert expected == Error.from_exception(error).payload["details"]
+    assert {"a": 1} == Error.from_exception(RemoteError({"details": {"a": 1}})).payload["details"]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        None,
+        {},
+        "text",
+        [("a", 1)],
+        {"thing": object()},
+        {"huge": 2**70},
+        {"long": "x" * messages.MAX_DETAILS},
+        {"half": "\ud800"},
+        property(lambda self: 1 / 0),
+    ],
+    ids=str,
+)
+def test_error_leaves_out_details_that_cannot_be_written(details: object) -> None:
+    """The answer is sent without them; the exception's attributes are its own business."""
+    cls: type[Exception] = type("ForeignError", (Exception,), {"details": details})
+    expected = {"class": "ForeignError", "message": "x", "code": 1000}
+    assert expected == Error.from_exception(cls("x")).payload
+
+
+def test_error_carries_the_end_of_a_traceback_where_it_is_asked_for() -> None:
+    """Beside the details of the exception."""
+    with pytest.raises(InvalidPayload) as caught:
+        raise InvalidPayload("x", {"path": "$.a"})
+    details = Error.with_traceback(caught.value).payload["details"]
+    assert "$.a" == details["path"]
+    assert details["traceback"].startswith("Traceback (most recent call last)")
+    assert details["traceback"].endswith("InvalidPayload: x\n")
+
+
+def test_error_becomes_the_exception_that_a_call_would_raise() -> None:
+    """For handlers of errors: the local class that they name, or a RemoteError."""
+    error = IncomingError({"class": "KeyError", "message": "m", "code": 1})
+    local = error.to_exception(KeyError)
+    assert isinstance(local, KeyError)
+    assert ("m",) == local.args
+    assert isinstance(local.__cause__, RemoteError)
+    assert isinstance(error.to_exception(KeyError=ValueError), ValueError)
+    assert isinstance(error.to_exception(ValueError), RemoteError)
 
 
 def test_error_of_an_exception_that_cannot_be_printed_is_still_an_answer() -> None:

@@ -118,6 +118,21 @@ def ini(tmp_path: Path) -> Ini:
 # -- what is read
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("false", False), ("yes", True), ("0", False)]
+)
+def test_switches_are_read(ini: Ini, text: str, value: bool) -> None:
+    """In all the words that oslo.config knows for yes and no."""
+    server = ini.read(f"{HELLO}describe = {text}\ndebug_tracebacks = {text}\n").server
+    assert (value, value) == (server.describe, server.debug_tracebacks)
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_told(ini: Ini) -> None:
+    """With its place."""
+    with pytest.raises(ConfigError, match=r"\[server\] describe: .*maybe"):
+        ini.read(f"{HELLO}describe = maybe\n")
+
+
 def test_shortest_file_serves(ini: Ini) -> None:
     """Everything else has a sensible default."""
     configuration = ini.read(HELLO)

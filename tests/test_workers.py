@@ -107,6 +107,25 @@ def test_job_that_blocks_does_not_hold_up_the_next(make: Callable[[int], Workers
     go_on.set()
 
 
+def test_a_job_is_told_from_the_threads_that_it_starts(make: Callable[[int], Workers]) -> None:
+    """What waits in a job keeps a worker; what waits elsewhere keeps none."""
+    workers = make(1)
+    found: list[bool] = []
+    done = threading.Event()
+
+    def job() -> None:
+        found.append(workers.is_current)
+        thread = threading.Thread(target=lambda: found.append(workers.is_current))
+        thread.start()
+        thread.join(DEADLINE)
+        done.set()
+
+    workers.run(job)
+    assert done.wait(DEADLINE)
+    assert [True, False] == found
+    assert not workers.is_current
+
+
 def test_threads_are_daemons_with_names(make: Callable[[int], Workers]) -> None:
     """A handler that never returns does not keep a stopped server alive."""
     workers = make(2)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -360,6 +360,11 @@ class _NoLoop(LoopThread):
 
     def submit(self, callback: Callable[..., object], *args: Any) -> None:
         callback(*args)
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(asyncio.run(coroutine))
+        return future
 
 
 class _NoBroker(Transport):

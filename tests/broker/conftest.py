@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""Servers and clients on a virtual host of the test's own, stopped when it ends."""
+"""Servers and clients at a place of the test's own, on every transport; stopped when it ends."""
 
 from __future__ import annotations
 
@@ -26,10 +26,32 @@ Connect = Callable[..., RPCClient]
 EXCHANGE, QUEUE = "test_exchange", "test_service"
 
 
+#: By name: the urls that a test runs at, one after the other.
+TRANSPORTS: dict[str, Callable[[pytest.FixtureRequest], str]] = {
+    "rabbitmq": lambda request: str(request.getfixturevalue("amqp_url")),
+    "sqlite": lambda request: f"sqlite://{request.getfixturevalue('tmp_path')}/bus.db",
+}
+
+#: A test that asks for one of these is about AMQP, or about RabbitMQ itself.
+AMQP_ONLY = {"amqp_url", "vhost", "rabbitmq", "node"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "url" in metafunc.fixturenames:
+        is_amqp = AMQP_ONLY.intersection(metafunc.fixturenames)
+        metafunc.parametrize("url", ["rabbitmq"] if is_amqp else list(TRANSPORTS), indirect=True)
+
+
 @pytest.fixture
-def config(amqp_url: str) -> ConnectionConfig:
-    """A connection to the test's virtual host that lets handlers run side by side."""
-    return ConnectionConfig(url=(amqp_url,), async_engine=True, retry_delay=0.1)
+def url(request: pytest.FixtureRequest) -> str:
+    """Where the servers and clients of this test meet: on every transport in turn."""
+    return TRANSPORTS[request.param](request)
+
+
+@pytest.fixture
+def config(url: str) -> ConnectionConfig:
+    """A connection to the test's place that lets handlers run side by side."""
+    return ConnectionConfig(url=(url,), async_engine=True, retry_delay=0.1)
 
 
 @pytest.fixture

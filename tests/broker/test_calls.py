@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and their answers, through RabbitMQ."""
+"""Requests and their answers, on every transport."""
 
 from __future__ import annotations
 
@@ -194,20 +194,20 @@ def test_whatever_goes_wrong_in_a_handler_reaches_its_caller(
 
 
 def test_an_answer_that_is_too_large_becomes_an_error(
-    serve: Serve, connect: Connect, amqp_url: str
+    serve: Serve, connect: Connect, url: str
 ) -> None:
     """The limit is the server's; nothing over it is sent."""
-    small = ConnectionConfig(url=(amqp_url,), async_engine=True, max_message_size=1000)
+    small = ConnectionConfig(url=(url,), async_engine=True, max_message_size=1000)
     serve(Shop, config=small)
     with pytest.raises(exceptions.RemoteError, match=r"MessageTooLarge.*max_message_size"):
         connect("shop").shop.huge().call(timeout=DEADLINE)
 
 
 def test_a_request_that_is_too_large_is_refused_before_it_is_sent(
-    connect: Connect, amqp_url: str
+    connect: Connect, url: str
 ) -> None:
     """The error names size and limit."""
-    small = ConnectionConfig(url=(amqp_url,), max_message_size=1000)
+    small = ConnectionConfig(url=(url,), max_message_size=1000)
     with pytest.raises(exceptions.MessageTooLarge, match="max_message_size allows 1000"):
         connect("shop", config=small).shop.echo(text="x" * 2000).cast()
 
@@ -298,7 +298,7 @@ def test_a_thousand_calls_are_in_flight_on_one_connection(serve: Serve, connect:
 
 
 def test_one_handler_at_a_time_keeps_the_order_of_the_queue(
-    serve: Serve, connect: Connect, amqp_url: str
+    serve: Serve, connect: Connect, url: str
 ) -> None:
     """async_engine=False, the tutorial's default: no two handlers overlap, async or not."""
     log: list[str] = []
@@ -317,7 +317,7 @@ def test_one_handler_at_a_time_keeps_the_order_of_the_queue(
             await asyncio.sleep(0.005)
             log.append(f"end {n}")
 
-    serve(Line, config=ConnectionConfig(url=(amqp_url,)))
+    serve(Line, config=ConnectionConfig(url=(url,)))
     client = connect("line")
     for n in range(20):
         (client.line.async_ if n % 3 else client.line.sync)(n=n).cast()
@@ -407,7 +407,7 @@ def test_a_late_answer_is_dropped_and_counted(serve: Serve, connect: Connect) ->
     client = connect("shop")
     client.shop.empty().call(timeout=DEADLINE)
     with pytest.raises(exceptions.CallTimeout):
-        client.shop.aslow(seconds=0.3).call(timeout=0.05)
+        client.shop.aslow(seconds=0.8).call(timeout=0.4)
     link = client._sender._link
     assert link is not None
     assert eventually(lambda: link.caller.late_answers) == 1

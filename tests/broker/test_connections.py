@@ -51,6 +51,12 @@ class Service(ServiceController):
         return {"blocked": seconds}
 
 
+@pytest.fixture
+def url(amqp_url: str) -> str:
+    """All of this is about connections to RabbitMQ."""
+    return amqp_url
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     Service.gate = threading.Event()
@@ -194,7 +200,7 @@ def test_a_node_that_is_down_is_passed_over(serve: Serve, connect: Connect, amqp
 
 
 @pytest.mark.parametrize(
-    ("url", "text", "is_final"),
+    ("wrong_url", "text", "is_final"),
     [
         ("amqp://guest:wrong@127.0.0.1:{port}/{vhost}", "refused user 'guest'", True),
         ("amqp://guest:guest@127.0.0.1:{port}/nowhere", "'nowhere' does not exist", True),
@@ -205,10 +211,10 @@ def test_a_node_that_is_down_is_passed_over(serve: Serve, connect: Connect, amqp
     ],
 )
 def test_why_there_is_no_connection_is_said_in_one_sentence(
-    rabbitmq: Node, vhost: str, url: str, text: str, is_final: bool
+    rabbitmq: Node, vhost: str, wrong_url: str, text: str, is_final: bool
 ) -> None:
     """For servers and clients alike; what cannot get better by waiting is not tried again."""
-    if "other" in url:
+    if "other" in wrong_url:
         rabbitmq.add_user("other", "other")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         fields = {
@@ -218,7 +224,7 @@ def test_why_there_is_no_connection_is_said_in_one_sentence(
             "silent": silent.getsockname()[1],
         }
         config = ConnectionConfig(
-            url=(url.format(**fields),),
+            url=(wrong_url.format(**fields),),
             connection_attempts=1,
             reconnect_attempts=1,
             socket_timeout=0.3,

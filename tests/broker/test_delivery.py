@@ -231,16 +231,16 @@ def test_stop_gives_up_on_handlers_that_take_longer_than_graceful_timeout(
 
 
 def test_after_kill_9_while_it_handles_another_process_answers(
-    connect: Connect, amqp_url: str, tmp_path: Path
+    connect: Connect, url: str, tmp_path: Path
 ) -> None:
     """Nothing is lost: the caller of the killed process gets its answer from the other one."""
     work = connect("work").work
     end = tmp_path / "end"
-    with Program([PROGRAM, amqp_url, "first"]) as first:
+    with Program([PROGRAM, url, "first"]) as first:
         first.line("is serving")
         answer: Future[Any] = work["until"](path=str(end)).future(timeout=DEADLINE)
         first.line("first handles, redelivered False")
-        with Program([PROGRAM, amqp_url, "second"]) as second:
+        with Program([PROGRAM, url, "second"]) as second:
             second.line("is serving")
             assert -signal.SIGKILL == first.end(signal.SIGKILL)
             second.line("second handles, redelivered True")
@@ -249,11 +249,11 @@ def test_after_kill_9_while_it_handles_another_process_answers(
 
 
 def test_sigterm_lets_the_running_handler_end_and_exits_with_0(
-    connect: Connect, amqp_url: str, tmp_path: Path
+    connect: Connect, url: str, tmp_path: Path
 ) -> None:
     """Its answer arrives, and its message is not delivered again."""
     end = tmp_path / "end"
-    with Program([PROGRAM, amqp_url, "only"]) as program:
+    with Program([PROGRAM, url, "only"]) as program:
         program.line("is serving")
         answer = connect("work").work["until"](path=str(end)).future(timeout=DEADLINE)
         program.line("only handles")
@@ -263,16 +263,16 @@ def test_sigterm_lets_the_running_handler_end_and_exits_with_0(
         assert "only" == answer.result(DEADLINE)["by"]
         program.line("tavrida stopped")
         assert 0 == program.process.wait(DEADLINE)
-    with Program([PROGRAM, amqp_url, "next"]) as program:
+    with Program([PROGRAM, url, "next"]) as program:
         program.line("is serving")
         assert {"n": 1} == connect("work").work.quick(n=1).call(timeout=DEADLINE).payload
         program.end()
         assert not any("handles" in line for line in program.output)
 
 
-def test_a_second_sigterm_stops_at_once(connect: Connect, amqp_url: str, tmp_path: Path) -> None:
+def test_a_second_sigterm_stops_at_once(connect: Connect, url: str, tmp_path: Path) -> None:
     """A handler that hangs does not keep the process."""
-    with Program([PROGRAM, amqp_url, "stuck"]) as program:
+    with Program([PROGRAM, url, "stuck"]) as program:
         program.line("is serving")
         connect("work").work["until"](path=str(tmp_path / "never")).cast()
         program.line("stuck handles")

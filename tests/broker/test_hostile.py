@@ -249,9 +249,10 @@ def test_systemexit_on_the_event_loop_does_not_end_it(serve: Serve, connect: Con
 
 
 def test_stop_does_not_wait_for_a_task_that_refuses_to_be_cancelled(
-    serve: Serve, connect: Connect
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Graceful time-out, then a limit for the loop itself."""
+    monkeypatch.setattr("tavrida.loop.CANCEL_TIMEOUT", 0.3)
     server = serve(Service, graceful_timeout=0.1)
     connect("svc").svc.clings().cast()
     assert "clings" == Service.seen.get(timeout=DEADLINE)

@@ -97,6 +97,17 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _laid_out(value: Any) -> Any:
+    """Return an object with a line for each of its keys, and anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
 class Call(Sending, ShowOne):
     """Send a request and show the payload of its answer"""
 
@@ -114,7 +125,9 @@ class Call(Sending, ShowOne):
             raise WrongUsage(f"--timeout {args.timeout} should be from 0 to {MAX_TIMEOUT} seconds")
         with self.client(args) as client:
             answer = client[target.service][target.method](**payload).call(timeout=args.timeout)
-        return list(answer.payload), list(answer.payload.values())
+        # In a table a person reads it; the other formats have ways of their own.
+        show = _laid_out if args.formatter == "table" else _as_it_is
+        return list(answer.payload), [show(value) for value in answer.payload.values()]
 
 
 class Cast(Sending):

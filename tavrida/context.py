@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is being handled right now, for code that has no message at hand, and for log records.
+
+Handlers of both kinds and middleware see it, and so do the asyncio tasks that they start, and
+threads that they start with ``contextvars.copy_context().run``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+from tavrida.dispatcher import Handler
+from tavrida.entry_point import EntryPoint
+from tavrida.messages import IncomingMessage
+
+#: What a log record says that was not written while handling a message.
+NOTHING = "-"
+
+
+class Handled(Protocol):
+    """A message while it is handled."""
+
+    message: IncomingMessage
+    handler: Handler | None
+
+
+#: Set by who handles a message; ``current`` reads it.
+handled: ContextVar[Handled | None] = ContextVar("tavrida_handled", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The message that is being handled, as ``messages.Message`` explains its identifiers."""
+
+    correlation_id: str
+    request_id: str
+    message_id: str
+    #: The service whose handler runs.
+    service: str
+    #: What the handler handles: its own entry point for a request, else whom the message is from.
+    entry_point: EntryPoint | None
+    #: Seconds since the epoch; None where nobody waits.
+    deadline: float | None
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, never below 0; None where there is no deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.time())
+
+
+def current() -> Context | None:
+    """Return the context of the message that this code handles; None where it handles none."""
+    it = handled.get()
+    if it is None:
+        return None
+    message, handler = it.message, it.handler
+    return Context(
+        message.correlation_id,
+        message.request_id,
+        message.message_id,
+        handler.service if handler else "",
+        handler.mark.entry_point if handler else message.destination,
+        message.deadline,
+    )
+
+
+class LogFilter(logging.Filter):
+    """Gives every record ``correlation_id`` and ``entry_point``, for the format of a log.
+
+    Add it to what writes the log, ``logging.getLogger().handlers[0].addFilter(LogFilter())``, or
+    to its ``filters`` in a ``logging.config`` dict. It passes every record and keeps attributes
+    that are there already; ``-`` stands for records outside of handlers.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Fill the record in; return True."""
+        context = current()
+        if not hasattr(record, "correlation_id"):
+            record.correlation_id = (context and context.correlation_id) or NOTHING
+        if not hasattr(record, "entry_point"):
+            record.entry_point = str((context and context.entry_point) or NOTHING)
+        return True

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers that wait for what cannot begin before they end: told at once where that is certain."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from tavrida import dispatcher, exceptions
+from tavrida.service import ServiceController
+from tests.broker.conftest import Connect, Serve
+from tests.waiting import DEADLINE, eventually
+
+#: Seconds; far less than the time-out of the calls here.
+AT_ONCE = 5.0
+
+
+@dispatcher.rpc_service("ring")
+class Ring(ServiceController):
+    """Calls itself."""
+
+    together = threading.Barrier(1)
+    gate = threading.Event()
+    seen: SimpleQueue[Any] = SimpleQueue()
+
+    @dispatcher.rpc_method(service="ring", method="inner")
+    def inner(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
+        self.seen.put("inner")
+        return {"n": n}
+
+    @dispatcher.rpc_method(service="ring", method="gated")
+    def gated(self, request: Any, proxy: Any) -> None:
+        self.seen.put("gated")
+        assert self.gate.wait(DEADLINE)
+
+    @dispatcher.rpc_method(service="ring", method="outer")
+    def outer(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
+        self.together.wait(DEADLINE)
+        return {"n": proxy.ring.inner(n=n).wait(timeout=DEADLINE)["n"]}
+
+    @dispatcher.rpc_method(service="ring", method="thread")
+    def thread(self, request: Any, proxy: Any) -> dict[str, Any]:
+        """Ends before the thread that it starts has its answer."""
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(proxy.ring.inner(n=5).wait(timeout=DEADLINE)["n"])
+            except exceptions.CallError as error:
+                answer.set_exception(error)
+            self.seen.put(answer)
+
+        threading.Thread(target=ask).start()
+        assert self.gate.wait(DEADLINE)
+        return {}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    Ring.together = threading.Barrier(1)
+    Ring.gate = threading.Event()
+    Ring.seen = SimpleQueue()
+
+
+def _in_line(server: Any) -> int:
+    """How many requests were delivered to a server and have not begun."""
+    return len(server._processor._waiting)
+
+
+def test_the_only_worker_waits_for_itself(serve: Serve, connect: Connect) -> None:
+    """The error names what cannot begin, the queue and the remedies; the server goes on."""
+    serve(Ring, concurrency=1, prefetch=2)
+    ring = connect("ring").ring
+    began = time.monotonic()
+    with pytest.raises(exceptions.RemoteError) as caught:
+        ring.outer().call(timeout=DEADLINE)
+    assert time.monotonic() - began < AT_ONCE
+    for part in ("ring.inner cannot begin", "all 1 handlers", "'test_service'", "concurrency"):
+        assert part in caught.value.message
+    assert {"n": 1} == ring.inner(n=1).call(timeout=DEADLINE).payload
+    assert "inner" == Ring.seen.get_nowait()
+    assert Ring.seen.empty()
+
+
+def test_all_workers_wait_for_each_other(serve: Serve, connect: Connect) -> None:
+    """One is told; the place that it leaves is enough for the others."""
+    Ring.together = threading.Barrier(3)
+    serve(Ring, concurrency=3, prefetch=20)
+    ring = connect("ring").ring
+    began = time.monotonic()
+    answers = [ring.outer(n=n).future(timeout=DEADLINE) for n in range(3)]
+    errors = [answer.exception(DEADLINE) for answer in answers]
+    assert time.monotonic() - began < AT_ONCE
+    (told,) = filter(None, errors)
+    assert "ring.inner cannot begin" in str(told)
+    assert sorted(answer.result()["n"] for answer in answers if not answer.exception()) == [
+        n for n in range(3) if errors[n] is None
+    ]
+
+
+def test_none_is_told_while_another_handler_runs_that_may_end(
+    serve: Serve, connect: Connect
+) -> None:
+    """It may take long, but it is no deadlock."""
+    server = serve(Ring, concurrency=2, prefetch=20)
+    ring = connect("ring").ring
+    busy = ring.gated().future(timeout=DEADLINE)
+    assert "gated" == Ring.seen.get(timeout=DEADLINE)
+    answer = ring.outer(n=7).future(timeout=DEADLINE)
+    eventually(lambda: _in_line(server) == 1 and server._processor._awaited)
+    Ring.gate.set()
+    assert 7 == answer.result(DEADLINE)["n"]
+    assert {} == busy.result(DEADLINE).payload
+
+
+def test_none_is_told_where_another_process_of_the_service_may_take_it(
+    serve: Serve, connect: Connect
+) -> None:
+    """It was not delivered here, and so it is not known that nobody takes it."""
+    serve(Ring, concurrency=1)
+    ring = connect("ring").ring
+    answer = ring.outer(n=8).future(timeout=DEADLINE)
+    serve(Ring, concurrency=1)
+    assert 8 == answer.result(DEADLINE)["n"]
+
+
+def test_none_is_told_when_a_thread_waits_that_its_handler_does_not_wait_for(
+    serve: Serve, connect: Connect
+) -> None:
+    """The handler may end, and does."""
+    server = serve(Ring, concurrency=1, prefetch=5)
+    asked = connect("ring").ring.thread().future(timeout=DEADLINE)
+    eventually(lambda: _in_line(server) == 1)
+    Ring.gate.set()
+    assert {} == asked.result(DEADLINE).payload
+    assert "inner" == Ring.seen.get(timeout=DEADLINE)
+    assert 5 == Ring.seen.get(timeout=DEADLINE).result(DEADLINE)
