@@ -235,6 +235,11 @@ class _Pipeline:
 
         return confirmed
 
+    @property
+    def is_over(self) -> bool:
+        """True when nobody looks at the failures any more."""
+        return self._is_left and not self._awaited
+
     def ended(self) -> Future[None]:
         """Return the future that ends when nothing is awaited any more."""
         self._is_left = True
@@ -248,6 +253,12 @@ class _Pipeline:
 
 
 _pipeline: ContextVar[_Pipeline | None] = ContextVar("tavrida_pipeline", default=None)
+
+
+def _open_pipeline() -> _Pipeline | None:
+    """Return the pipeline around this code; not one that a task has outlived."""
+    pipeline = _pipeline.get()
+    return None if pipeline is None or pipeline.is_over else pipeline
 
 
 class _Link:
@@ -426,7 +437,7 @@ class _Sender(_Connector):
     """The Sender of a client's proxies."""
 
     def send(self, message: Request | Notification) -> None:
-        pipeline = _pipeline.get()
+        pipeline = _open_pipeline()
         if pipeline is None:
             _may_wait()
         link = self._linked()
@@ -439,6 +450,9 @@ class _Sender(_Connector):
                 link.publisher.send(message, address, self._serializers.default, done)
             except exceptions.TavridaError as error:
                 done(error)
+            except BaseException:
+                done(exceptions.PublishFailed("it was interrupted before it was sent"))
+                raise
             return
         confirmed: Future[None] = Future()
         end = functools.partial(_confirm, confirmed)
@@ -505,10 +519,15 @@ class _AsyncSender(_Connector):
         if isinstance(message, Notification) and address.exchange not in link.exchanges:
             declaring = link.declare(address.exchange, self._config.publish_timeout)
             await asyncio.wrap_future(link.loop.start(declaring))
-        pipeline = _pipeline.get()
+        pipeline = _open_pipeline()
         if pipeline is not None:
             begun: Future[None] = Future()
-            link.loop.submit(link.window.send, message, address, pipeline.add(message), begun)
+            done = pipeline.add(message)
+            try:
+                link.loop.submit(link.window.send, message, address, done, begun)
+            except exceptions.TavridaError as error:
+                done(error)
+                return
             await asyncio.wrap_future(begun)
             return
         confirmed: Future[None] = Future()

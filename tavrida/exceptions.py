@@ -51,7 +51,7 @@ def text_of(error: BaseException) -> str:
     """Return the text of an exception, also of one of a user's whose ``str`` fails."""
     try:
         return str(error)
-    except Exception as reason:
+    except BaseException as reason:
         return f"(its text cannot be made: {type(reason).__name__})"
 
 
@@ -234,15 +234,17 @@ def local_error(error: RemoteError, raises: Mapping[str, type[Exception]]) -> Ex
     if cls is None:
         return error
     try:
-        local = cls(error.message)
-        local.__cause__ = error
-    except Exception as reason:
+        local: object = cls(error.message)
+        if isinstance(local, Exception) and not isinstance(local, StopIteration):
+            local.__cause__ = error
+            return local
+        error.add_note(f"{cls.__name__}({error.message!r}) is a {type(local).__name__}")
+    except BaseException as reason:
         error.add_note(
             f"{cls.__name__}({error.message!r}) could not be made: {type(reason).__name__}: "
             f"{text_of(reason)}"
         )
-        return error
-    return local
+    return error
 
 
 class CallTimeout(CallError, TimeoutError):

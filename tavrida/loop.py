@@ -79,6 +79,11 @@ class LoopThread:
         """True in code that runs on the loop."""
         return threading.current_thread() is self._thread
 
+    @property
+    def is_stopping(self) -> bool:
+        """True once ``stop`` was called: tasks that are cancelled are so for that reason."""
+        return self._is_stopped
+
     def submit(self, callback: Callable[..., object], *args: Any) -> None:
         """Run the callback on the loop soon, in the order of submission. Thread-safe.
 

@@ -123,7 +123,7 @@ class Error(Message):
 def _attribute(exception: BaseException, name: str) -> Any:
     try:
         return getattr(exception, name, None)
-    except Exception:  # a property of a user's
+    except BaseException:  # a property of a user's
         return None
 
 

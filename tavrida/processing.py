@@ -331,11 +331,17 @@ class Handling:
         except GeneratorExit:
             raise  # The loop is gone and did not wait for the handler.
         except BaseException as raised:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                return  # The loop is going down; the broker delivers it again.
-            error = raised  # also a CancelledError of what the handler itself awaited
-        await middleware.run_async(self._after(error))
+            if self._processor.loop.is_stopping:
+                return  # The broker delivers it again.
+            error = raised  # also a CancelledError, of what it awaited or of its own making
+        try:
+            await middleware.run_async(self._after(error))
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if self._processor.loop.is_stopping:
+                return
+            LOG.exception("A middleware was cancelled after the handler had ended.")
         self._ended(result, error)
 
     def _before(self) -> middleware.Steps[Message]:
@@ -521,6 +527,9 @@ class Handling:
                 place = self.handler.place if self.handler else "middleware"
                 self._error = exceptions.UnknownResult(f"{place} {unknown}")
                 self._log(self._error)
+            except BaseException as failure:  # of the user's class: it is hostile, or broken
+                self._error = failure
+                self._log(failure)
         self._finish_if_done()
 
     def fail(self, error: Exception) -> None:
@@ -534,7 +543,7 @@ class Handling:
         # A caller who sent the wrong thing is told so; its log entry needs no traceback.
         trace = None if isinstance(error, exceptions.MessageError) else error
         token = context.handled.set(self)  # the broker may have told of it much later
-        try:
+        with contextlib.suppress(BaseException):  # a name or text that cannot be made
             LOG.error(
                 "Handling the %s %s from %s (correlation id %s) failed: %s: %s",
                 self.message.message_type,
@@ -545,12 +554,23 @@ class Handling:
                 exceptions.text_of(error),
                 exc_info=trace,
             )
-        finally:
-            context.handled.reset(token)
+        context.handled.reset(token)
 
     def _finish(self) -> None:
-        """Answer, or dead-letter, or simply acknowledge."""
+        """Answer, or dead-letter, or simply acknowledge; whatever happens, it ends."""
         self._is_finished = True
+        try:
+            self._conclude()
+        except BaseException:
+            LOG.exception("A delivery of queue %s cannot be concluded.", self.delivery.queue)
+            self._error = exceptions.TavridaError("it failed in a way that cannot be told")
+            message = self.message
+            if isinstance(message, IncomingRequest) and message.expects_answer:
+                self._send_plain_error(message, self._error)
+            else:
+                self._dead_letter(self._error)
+
+    def _conclude(self) -> None:
         message = self.message
         if self._untaken:
             message.reply_to = self._untaken
@@ -630,7 +650,7 @@ class Handling:
         """Move the message to the dead-letter queue, with why; acknowledge when it is there."""
         self._error = reason
         delivery = self.delivery
-        lines = "".join(traceback.format_exception(reason)).splitlines()[-TRACEBACK_LINES:]
+        lines = _trace_of(reason).splitlines()[-TRACEBACK_LINES:]
         original = delivery.properties
         properties = Properties(
             original.content_type or "",
@@ -692,6 +712,14 @@ class Handling:
         LOG.warning("Gave a message back to queue %s: %s", self.delivery.queue, error)
         self.delivery.requeue()
         self._processor.settled(self)
+
+
+def _trace_of(error: BaseException) -> str:
+    """Return the traceback as text, also of an exception whose own attributes stand against it."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:
+        return f"(the traceback of {type(error)!r} cannot be made)"
 
 
 def _address_answer(answer: Message, request: Message) -> None:

@@ -56,7 +56,9 @@ def response_of(result: object) -> Message:
                 "payload, which should be a dict"
             )
         # A copy: what is filled in later belongs to this request, and the handler may keep its own.
-        return type(result)(dict(result.payload), dict(result.context), dict(result.extra_headers))
+        cls = Response if isinstance(result, Response) else Error
+        context, headers = result.context or {}, result.extra_headers or {}
+        return cls(dict(result.payload), dict(context), dict(headers))
     if isinstance(result, dict):
         if all(isinstance(key, str) for key in result):
             return Response(dict(result))

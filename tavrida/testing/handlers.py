@@ -353,6 +353,7 @@ class _NoLoop(LoopThread):
 
     def __init__(self, *, is_current: bool) -> None:  # the base class would start a thread
         self._is_current = is_current
+        self._is_stopped = False
 
     @property
     def is_current(self) -> bool:
