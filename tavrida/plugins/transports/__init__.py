@@ -18,6 +18,9 @@ from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.topology import Topology
 
+#: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
+MAX_PROPERTIES = 120_000
+
 #: Called with None when the broker has the message, or with why it has not.
 Done = Callable[[Exception | None], None]
 

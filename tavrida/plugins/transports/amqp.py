@@ -44,6 +44,7 @@ from tavrida.config import ConnectionConfig, redact
 from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
+    MAX_PROPERTIES,
     Done,
     Events,
     OnDelivery,
@@ -61,9 +62,6 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 #: Seconds to wait for the broker's goodbye before the socket is left to the operating system.
 CLOSE_TIMEOUT = 5.0
-
-#: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
-MAX_PROPERTIES = 120_000
 
 #: AMQP has 16 bits for it.
 MAX_PREFETCH = 65_535

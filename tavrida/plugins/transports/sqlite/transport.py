@@ -17,9 +17,9 @@ import msgspec
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig
 from tavrida.entry_point import MAX_LENGTH
-from tavrida.envelope import ReadProperties
+from tavrida.envelope import MAX_EXPIRATION, ReadProperties
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import Done, Events, OnDelivery, Publication
+from tavrida.plugins.transports import MAX_PROPERTIES, Done, Events, OnDelivery, Publication
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.plugins.transports.sqlite.bus import Bus, Taken, encode
 from tavrida.plugins.transports.sqlite.database import Busy
@@ -31,12 +31,6 @@ LOG = logging.getLogger(__name__)
 
 #: Seconds to wait at the end for what is under way.
 CLOSE_TIMEOUT = 5.0
-
-#: Bytes of all properties and headers together, as RabbitMQ allows them.
-MAX_PROPERTIES = 120_000
-
-#: Milliseconds, as RabbitMQ allows them.
-MAX_EXPIRATION = 2**32 - 1
 
 #: Bytes that SQLite keeps in one place at most, as it is built by default, and some reserve.
 MAX_BODY = 999_000_000
