@@ -20,7 +20,15 @@ from tavrida import exceptions
 from tavrida.config import ConnectionConfig
 from tavrida.envelope import ReadProperties
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import Delivery, Done, Events, OnDelivery, Publication, Transport
+from tavrida.plugins.transports import (
+    Delivery,
+    Done,
+    Events,
+    OnDelivery,
+    Publication,
+    QueueState,
+    Transport,
+)
 from tavrida.testing import faults
 from tavrida.testing.faults import Operation
 from tavrida.topology import Topology
@@ -252,6 +260,16 @@ class FaultyTransport(Transport):
     async def _start(self, link: _Link, consumer: _Consumer) -> None:
         receive = functools.partial(self._receive, link, consumer.on_delivery)
         await link.inner.consume(consumer.queue, consumer.prefetch, receive)
+
+    async def inspect(self, queue: str) -> QueueState | None:
+        await self._ready.wait()
+        return await self._link.until_lost(self._link.inner.inspect(queue))
+
+    async def get(self, queue: str) -> Delivery | None:
+        await self._ready.wait()
+        link = self._link
+        inner = await link.until_lost(link.inner.get(queue))
+        return None if inner is None else FaultyDelivery.of(self, link, inner)
 
     async def reply_queue(self, on_delivery: OnDelivery) -> str:
         await self._ready.wait()

@@ -377,6 +377,10 @@ class _NoBroker(Transport):
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None: ...
 
+    async def inspect(self, queue: str) -> None: ...
+
+    async def get(self, queue: str) -> None: ...
+
     async def reply_queue(self, on_delivery: OnDelivery) -> str:
         return _REPLY_QUEUE
 

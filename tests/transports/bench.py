@@ -17,7 +17,7 @@ from tavrida import envelope, plugins
 from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import Delivery, Events, Publication, Transport
+from tavrida.plugins.transports import Delivery, Events, Publication, QueueState, Transport
 from tavrida.topology import Binding, Exchange, Queue, Topology
 from tests.waiting import DEADLINE
 
@@ -199,6 +199,12 @@ class Connection:
     def reply_queue(self) -> tuple[str, Inbox]:
         inbox = Inbox()
         return self.bench.run(self.transport.reply_queue(inbox)), inbox
+
+    def inspect(self, queue: str) -> QueueState | None:
+        return self.bench.run(self.transport.inspect(queue))
+
+    def get(self, queue: str) -> Delivery | None:
+        return self.bench.run(self.transport.get(queue))
 
     def round_trip(self) -> None:
         """Wait until whatever was on its way to this connection should have arrived."""

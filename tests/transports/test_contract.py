@@ -19,7 +19,7 @@ import pytest
 
 from tavrida import exceptions
 from tavrida.envelope import new_id
-from tavrida.plugins.transports import Delivery
+from tavrida.plugins.transports import Delivery, QueueState
 from tavrida.topology import Binding, Exchange, Queue
 from tests.processes import Program
 from tests.transports.bench import (
@@ -636,6 +636,111 @@ def test_a_consumer_that_is_full_leaves_messages_to_others(bench: Bench, kind: s
     assert b"first" == one.next().body
     other = bench.connect().consume(queue, 1)
     assert b"second" == other.next().body
+
+
+def test_a_queue_can_be_looked_at(bench: Bench, connection: Connection, kind: str) -> None:
+    """How many messages wait and how many consume it; what was handed over does not wait."""
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(5))
+    state = connection.inspect(queue)
+    assert QueueState(5, 0) == state
+    consumer, other = bench.connect(), bench.connect()
+    consumer.consume(queue, 2).take(2)
+    eventually(lambda: connection.inspect(queue) == QueueState(3, 1))
+    other.consume(queue, 1).next()
+    eventually(lambda: connection.inspect(queue) == QueueState(2, 2))
+    consumer.close()
+    other.close()
+    eventually(lambda: connection.inspect(queue) == QueueState(5, 0))
+    assert connection.inspect(new_name("queue")) is None
+
+
+def test_a_message_can_be_got_without_consuming(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """In the order of the queue; it is held until it is settled, in whichever way."""
+    dead = connection.queue(kind)
+    queue = connection.queue(kind, dead_letter_to=dead)
+    connection.put(queue, *numbered(4), headers={"n": 1})
+    taken = [connection.get(queue) for _ in range(3)]
+    assert numbered(3) == [each.body for each in taken if each]
+    first, second, third = filter(None, taken)
+    assert 1 == headers_of(first)["n"]
+    assert ("", queue, queue, False) == (
+        first.exchange,
+        first.routing_key,
+        first.queue,
+        first.redelivered,
+    )
+    eventually(lambda: connection.inspect(queue) == QueueState(1, 0))
+    bench.ack(first)
+    bench.requeue(second)
+    bench.reject(third)
+    eventually(lambda: connection.inspect(queue) == QueueState(2, 0))
+    eventually(lambda: connection.inspect(dead) == QueueState(1, 0))
+    assert not first.is_live
+    assert [b"1", b"3"] == sorted(bench.bodies_in(queue))
+    assert connection.get(queue) is None
+    assert connection.get(queue) is None
+
+
+def test_what_was_got_goes_back_with_its_connection(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """Nobody settled it."""
+    queue = connection.queue(kind)
+    connection.put(queue, b"one")
+    other = bench.connect()
+    assert other.get(queue) is not None
+    assert connection.get(queue) is None
+    other.close()
+    (again,) = bench.drain(queue)
+    assert b"one" == again.body
+    assert again.redelivered
+
+
+def test_messages_can_be_got_beside_a_consumer_beyond_its_prefetch(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """What was got does not count as a consumer, whatever the broker thinks of it."""
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(5))
+    inbox = connection.consume(queue, 1)
+    assert b"0" == inbox.next().body
+    assert [b"1", b"2"] == [each.body for each in map(connection.get, [queue] * 2) if each]
+    eventually(lambda: connection.inspect(queue) == QueueState(2, 1))
+
+
+def test_several_may_get_from_a_queue_at_the_same_time(bench: Bench, kind: str) -> None:
+    """Each message comes once; who gives up waiting gets none."""
+    connection = bench.connect()
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(20))
+
+    async def all_at_once() -> list[bytes]:
+        quitter = asyncio.create_task(connection.transport.get(queue))
+        await asyncio.sleep(0)
+        quitter.cancel()
+        await asyncio.wait([quitter])
+        got = await asyncio.gather(*(connection.transport.get(queue) for _ in range(19)))
+        return [each.body for each in got if each]
+
+    found = bench.run(all_at_once())
+    assert 19 == len(set(found))
+    assert set(found) <= set(numbered(20))
+
+
+def test_getting_from_a_queue_that_does_not_exist_is_a_transport_error(
+    bench: Bench, connection: Connection
+) -> None:
+    """It names the queue; consumers of the same connection go on."""
+    queue = connection.queue()
+    inbox = connection.consume(queue)
+    with pytest.raises(exceptions.TransportError, match=r"no_such_queue"):
+        connection.get("no_such_queue")
+    connection.put(queue, b"one")
+    assert b"one" == inbox.next().body
+    assert connection.get(queue) is None
 
 
 def test_consuming_a_queue_that_does_not_exist_is_a_transport_error(connection: Connection) -> None:

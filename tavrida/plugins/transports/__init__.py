@@ -68,6 +68,15 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueState:
+    """What can be said of a queue at one moment."""
+
+    #: Messages that wait in it; those that were handed over and are not settled do not count.
+    messages: int
+    consumers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Events:
     """What a transport tells its owner, on the loop."""
 
@@ -117,6 +126,26 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
         """Have at most ``prefetch`` unsettled deliveries of the queue handed over at a time."""
+
+    @abc.abstractmethod
+    async def inspect(self, queue: str) -> QueueState | None:
+        """Return what a queue holds and how many consume it; None where there is no such queue.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile.
+            TransportError: the broker does not let us look.
+        """
+
+    @abc.abstractmethod
+    async def get(self, queue: str) -> Delivery | None:
+        """Take the next message of a queue without consuming it; None when none waits.
+
+        It is held until it is settled, beyond any prefetch; also by the end of the connection.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile.
+            TransportError: there is no such queue, or the broker does not let us have it.
+        """
 
     @abc.abstractmethod
     async def reply_queue(self, on_delivery: OnDelivery) -> str:

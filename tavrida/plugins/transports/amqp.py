@@ -24,8 +24,8 @@ import re
 import secrets
 import socket
 import struct
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +49,7 @@ from tavrida.plugins.transports import (
     Events,
     OnDelivery,
     Publication,
+    QueueState,
     no_exchange,
     unroutable,
 )
@@ -181,9 +182,12 @@ class _Channel:
         self._loop = asyncio.get_running_loop()
         self._asked: set[asyncio.Future[Any]] = set()
         self._on_closed = on_closed
+        self._getting: asyncio.Future[Any] | None = None
+        self._one_get = asyncio.Lock()
         self.opened: asyncio.Future[Any] = self._future()
         self.pika = connection.channel(on_open_callback=self._resolve(self.opened))
         self.pika.add_on_close_callback(self._closed)
+        self.pika.add_callback(self._got, [Basic.GetEmpty], one_shot=False)
 
     def _future(self) -> asyncio.Future[Any]:
         future = self._loop.create_future()
@@ -208,6 +212,18 @@ class _Channel:
         method(*args, callback=self._resolve(future), **kwargs)
         return await future
 
+    async def get(self, queue: str) -> tuple[Channel, Basic.GetOk, BasicProperties, bytes] | None:
+        """Return the next message of a queue, None when it is empty."""
+        async with self._one_get:  # pika allows no second one before the first is answered
+            self._getting = self._future()
+            self.pika.basic_get(queue, self._got)
+            answer = await self._getting
+        return answer if len(answer) > 1 else None
+
+    def _got(self, *answer: Any) -> None:
+        if self._getting is not None and not self._getting.done():
+            self._getting.set_result(answer)
+
 
 class AMQPTransport(ReconnectingTransport):
     """One connection to RabbitMQ: a channel that publishes, with confirms, and one that consumes.
@@ -226,6 +242,9 @@ class AMQPTransport(ReconnectingTransport):
         self._topologies: dict[Topology, None] = {}
         self._consumers: list[_Consumer] = []
         self._consuming: _Channel | None = None
+        self._getting: _Channel | None = None
+        # By queue: what was taken by `get` and, as far as we know, is not settled.
+        self._held: defaultdict[str, list[AMQPDelivery]] = defaultdict(list)
         self._publishing: _Channel | None = None
         self._outbox: deque[_Sending] = deque()
         self._unconfirmed: dict[int, _Sending] = {}
@@ -410,6 +429,81 @@ class AMQPTransport(ReconnectingTransport):
             if amqp.is_open:
                 amqp.close()
 
+    # -- looking into queues
+
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[AsyncioConnection]:
+        """Give the connection for a question that is answered within ``publish_timeout``."""
+        await self._ready.wait()
+        assert self._connection is not None
+        try:
+            async with asyncio.timeout(self.config.publish_timeout):
+                yield self._connection
+        except pika.exceptions.ChannelClosedByBroker as error:
+            raise exceptions.TransportError(f"the broker refused: {_text(error)}") from error
+        except pika.exceptions.AMQPError as error:
+            raise exceptions.ConnectionFailed(
+                f"the connection was lost before the broker answered: {_text(error)}"
+            ) from error
+        except TimeoutError:
+            self._drop(self._connection)
+            raise exceptions.ConnectionFailed(
+                f"the broker did not answer within {self.config.publish_timeout} s "
+                "(publish_timeout)"
+            ) from None
+
+    async def inspect(self, queue: str) -> QueueState | None:
+        async with self._asking() as connection:
+            channel = _Channel(connection, lambda channel, reason: None)
+            await channel.opened
+            try:
+                frame = await channel.ask(channel.pika.queue_declare, queue, passive=True)
+            except pika.exceptions.ChannelClosedByBroker as error:
+                if error.reply_code == _NOT_FOUND:
+                    return None
+                raise
+            finally:
+                if channel.pika.is_open:
+                    channel.pika.close()
+        # RabbitMQ counts each message that was taken out of a quorum queue by basic.get, and is
+        # not settled, as a consumer.
+        held = self._held_of(queue) if self._is_quorum(queue) else 0
+        return QueueState(frame.method.message_count, frame.method.consumer_count - held)
+
+    def _held_of(self, queue: str) -> int:
+        live = self._held[queue] = [each for each in self._held[queue] if each.is_live]
+        return len(live)
+
+    def _is_quorum(self, queue: str) -> bool:
+        return any(
+            each.name == queue and each.type == "quorum"
+            for topology in self._topologies
+            for each in topology.queues
+        )
+
+    async def get(self, queue: str) -> AMQPDelivery | None:
+        got: list[AMQPDelivery] = []
+        async with self._asking() as connection:
+            channel = self._getting
+            if channel is None or not channel.pika.is_open:
+                # A channel of its own: a queue that does not exist would end the consumers too.
+                channel = self._getting = _Channel(connection, lambda channel, reason: None)
+                await channel.opened
+            try:
+                answer = await channel.get(queue)
+            except asyncio.CancelledError:
+                channel.pika.close()  # a message that is on its way to nobody goes back
+                raise
+            if answer is not None:
+                self._receiver(queue, got.append)(*answer)
+        if not got:
+            return None
+        held = self._held[queue]
+        held.append(got[0])
+        if len(held) % 1000 == 0:  # most of them were settled long ago
+            self._held_of(queue)
+        return got[0]
+
     # -- consuming
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
@@ -434,7 +528,9 @@ class AMQPTransport(ReconnectingTransport):
             consumer_tag=f"{self.name[:100]} {consumer.queue}"[:255],
         )
 
-    def _receiver(self, queue: str, on_delivery: OnDelivery) -> Callable[..., None]:
+    def _receiver(
+        self, queue: str, on_delivery: Callable[[AMQPDelivery], None]
+    ) -> Callable[..., None]:
         def receive(
             channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
         ) -> None:

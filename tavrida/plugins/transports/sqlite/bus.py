@@ -24,6 +24,7 @@ import msgspec
 from tavrida import exceptions
 from tavrida.entry_point import MAX_LENGTH
 from tavrida.envelope import Properties
+from tavrida.plugins.transports import QueueState
 from tavrida.plugins.transports.sqlite import tables
 from tavrida.plugins.transports.sqlite.topics import matches
 from tavrida.topology import Queue, Topology
@@ -407,6 +408,22 @@ class Bus:
         self._db.execute("DELETE FROM consumers WHERE session = ? AND queue = ?", (session, queue))
         if self.has_ready(queue):
             self.touched[queue] += 1
+
+    def inspect(self, name: str, session: int) -> QueueState | None:
+        """Return the state of a queue; None where there is none, else raises as queue_named."""
+        if name not in self._queues:
+            return None
+        queue = self.queue_named(name, session)
+        self._flush()
+        (messages,) = self._db.execute(
+            "SELECT count(*) FROM entries WHERE queue = ? AND holder IS NULL"
+            " AND (expires_at IS NULL OR expires_at > ?)",
+            (queue, now()),
+        ).fetchone()
+        (consumers,) = self._db.execute(
+            "SELECT count(*) FROM consumers WHERE queue = ?", (queue,)
+        ).fetchone()
+        return QueueState(messages, consumers)
 
     def has_ready(self, queue: int) -> bool:
         """Tell whether a message waits in the queue."""

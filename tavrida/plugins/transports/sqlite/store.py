@@ -246,6 +246,19 @@ class Store:
         self._start(consumer)
         return consumer
 
+    async def get(self, session: int, queue: str) -> tuple[Consumer, Taken] | None:
+        """Take the next message of a queue, and a consumer that is there to settle it only."""
+
+        def take(bus: Bus) -> tuple[int, list[Taken]]:
+            found = bus.queue_named(queue, session)
+            return found, bus.take(session, found, 1)
+
+        found, taken = await self.ask(take)
+        if not taken:
+            return None
+        settler = Consumer(session, found, 0, True, lambda consumer, taken: None, unsettled=1)
+        return settler, taken[0]
+
     async def consume_exclusively(
         self, session: int, queue: str, hand_over: Callable[[Consumer, Taken], None]
     ) -> None:

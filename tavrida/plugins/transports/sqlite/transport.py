@@ -19,7 +19,14 @@ from tavrida.config import ConnectionConfig
 from tavrida.entry_point import MAX_LENGTH
 from tavrida.envelope import MAX_EXPIRATION, ReadProperties
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import MAX_PROPERTIES, Done, Events, OnDelivery, Publication
+from tavrida.plugins.transports import (
+    MAX_PROPERTIES,
+    Done,
+    Events,
+    OnDelivery,
+    Publication,
+    QueueState,
+)
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.plugins.transports.sqlite.bus import Bus, Taken, encode
 from tavrida.plugins.transports.sqlite.database import Busy
@@ -187,6 +194,17 @@ class SQLiteTransport(ReconnectingTransport):
         assert self._connection is not None
         return self._connection
 
+    # -- looking into queues
+
+    async def inspect(self, queue: str) -> QueueState | None:
+        connection = await self._connected()
+        return await connection.store.ask(lambda bus: bus.inspect(queue, connection.session))
+
+    async def get(self, queue: str) -> SQLiteDelivery | None:
+        connection = await self._connected()
+        found = await connection.store.get(connection.session, queue)
+        return None if found is None else _delivery(connection, found[0], queue, found[1])
+
     # -- consuming
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
@@ -314,7 +332,16 @@ def _deliver(
     taken: Taken,
     on_delivery: OnDelivery,
 ) -> None:
-    delivery = SQLiteDelivery(
+    try:
+        on_delivery(_delivery(connection, consumer, queue, taken))
+    except Exception:
+        LOG.exception("A consumer of queue %s failed.", queue)
+
+
+def _delivery(
+    connection: _Connection, consumer: Consumer, queue: str, taken: Taken
+) -> SQLiteDelivery:
+    return SQLiteDelivery(
         taken.body,
         taken.properties,
         taken.exchange,
@@ -325,10 +352,6 @@ def _deliver(
         consumer,
         taken.id,
     )
-    try:
-        on_delivery(delivery)
-    except Exception:
-        LOG.exception("A consumer of queue %s failed.", queue)
 
 
 def _checked(publication: Publication) -> bytes:
