@@ -470,6 +470,9 @@ class _Sender(_Connector):
 
     wait = call
 
+    async def wait_async(self, request: Request) -> IncomingResponse:
+        return await asyncio.wrap_future(self.ask(request, None))
+
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         link = self._linked()
         address = self._address_of(request)

@@ -8,11 +8,10 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -38,6 +37,7 @@ from tavrida.proxies import Origin, RPCProxy
 from tavrida.publishing import Publisher
 from tavrida.results import response_of
 from tavrida.router import Router
+from tavrida.standstill import Standstill
 from tavrida.topology import Placement, dead_letter_queue
 from tavrida.workers import Workers
 
@@ -76,8 +76,7 @@ class Processor:
         self._concurrency = concurrency
         self._running = 0
         self._waiting: deque[Handling] = deque()
-        # By worker thread: the request whose answer its handler waits for and does nothing else.
-        self._awaited: dict[int, str] = {}
+        self.standstill = Standstill(loop, concurrency, self._waiting)
         self._open: set[Handling] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_draining = False
@@ -130,8 +129,7 @@ class Processor:
             self._start(handling)
         else:
             self._waiting.append(handling)
-            if self._awaited:
-                self._end_deadlock()
+            self.standstill.check()
 
     def _open_handling(
         self,
@@ -181,49 +179,14 @@ class Processor:
         if self._is_draining and not self._open:
             self._all_settled.set()
 
-    @contextlib.contextmanager
-    def awaiting(self, request: Request) -> Iterator[None]:
-        """Note that this worker thread waits for the answer inside the block. Thread-safe."""
-        if not self._workers.is_current:  # a thread of the handler's own, which itself may go on
-            yield
-            return
-        thread = threading.get_ident()
-        self._awaited[thread] = request.request_id
-        try:
-            if len(self._awaited) == self._concurrency:
-                self.loop.submit(self._end_deadlock)
-            yield
-        finally:
-            del self._awaited[thread]
-
-    def _end_deadlock(self) -> None:
-        """Refuse a request that waits here for the very handlers that wait for its answer.
-
-        Only where it is certain: all that may run at a time does run and waits for requests, each
-        of which was delivered here, to nobody before, and has not begun. Nothing that happens
-        elsewhere can end that. One is enough: its asker ends, and the next request begins.
-        """
-        awaited = set(self._awaited.copy().values())
-        if len(awaited) < self._concurrency:
-            return
-        stuck = {
-            each.message.request_id: each
-            for each in self._waiting
-            if each.message.request_id in awaited and not each.message.redelivered
-        }
-        if len(stuck) < self._concurrency:
-            return
-        _, last = stuck.popitem()
-        self._waiting.remove(last)
-        last.fail(
-            exceptions.CallError(
-                f"{last.message.destination} cannot begin: all {self._concurrency} handlers that "
-                "this server runs at a time (concurrency) wait for requests that wait here for "
-                f"them, in queue {last.delivery.queue!r}. Raise concurrency; or do not wait: use "
-                "cast(), or call() with a method marked rpc_response_method; or serve what is "
-                "called from a server of its own"
-            )
-        )
+    def awaiting(self, request: Request) -> contextlib.AbstractContextManager[None]:
+        """Return a block in which this handler only waits for the answer. Thread-safe."""
+        if self.loop.is_current:
+            is_of_handler = asyncio.current_task() in self._tasks
+        else:
+            is_of_handler = self._workers.is_current
+        # In a thread or task of the handler's own, the handler itself may go on and end.
+        return self.standstill.awaiting(request) if is_of_handler else contextlib.nullcontext()
 
     async def drain(self, timeout: float) -> int:
         """Give back what has not started, wait for the rest; return how many did not end."""
@@ -430,6 +393,12 @@ class Handling:
         answer = self.ask(request, timeout)
         with self._processor.awaiting(request):
             return answer.result()
+
+    async def wait_async(self, request: Request) -> IncomingResponse:
+        """Send a request and return its answer, without blocking the loop."""
+        answer = asyncio.wrap_future(self.ask(request, None))
+        with self._processor.awaiting(request):
+            return await answer
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         """Send a request whose answer ends the future."""

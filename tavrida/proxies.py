@@ -7,7 +7,6 @@ They only build messages; a Sender takes them on their way.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,9 @@ class Sender(Protocol):
 
     def wait(self, request: Request, timeout: float | None) -> IncomingResponse:
         """Send a request and return its answer."""
+
+    async def wait_async(self, request: Request) -> IncomingResponse:
+        """Send a request and return its answer, without blocking the event loop."""
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         """Send a request; the future ends with its answer or with why there is none."""
@@ -151,7 +153,8 @@ class Call(Unsent):
 
     def __await__(self) -> Generator[Any, None, IncomingResponse]:
         """``await`` in an ``async def`` handler does what ``wait`` does, without blocking."""
-        return asyncio.wrap_future(self.future()).__await__()
+        sender: Sender = self._origin.sender
+        return sender.wait_async(self._request()).__await__()
 
     def transfer(
         self,

@@ -212,6 +212,8 @@ class Server:
         for queue, router, services in self._queues:
             receive = functools.partial(self._processor.receive, router=router, placements=services)
             await self._consuming.consume(queue, prefetch, receive)
+            for service in services:
+                self._processor.standstill.watch(service, self._consuming, queue, receive)
         LOG.info(
             "tavrida %s is serving %s on %s, %d at a time.",
             plugins.version(),

@@ -41,6 +41,7 @@ ROOMS = [
     "description",
     "publishing",
     "calls",
+    "standstill",
     "processing",
     "server",
     "client",

@@ -37,6 +37,9 @@ class Recorder:
         self.asked.append(("wait", request, timeout))
         return self.ask(request, timeout).result()
 
+    async def wait_async(self, request: Request) -> IncomingResponse:
+        return await asyncio.wrap_future(self.ask(request, None))
+
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         self.asked.append(("ask", request, timeout))
         future: Future[IncomingResponse] = Future()

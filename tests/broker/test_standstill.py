@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from concurrent.futures import Future
@@ -19,6 +20,10 @@ from tests.waiting import DEADLINE, eventually
 
 #: Seconds; far less than the time-out of the calls here.
 AT_ONCE = 5.0
+
+
+async def _awaited(call: Any) -> Any:
+    return await call
 
 
 @dispatcher.rpc_service("ring")
@@ -43,6 +48,19 @@ class Ring(ServiceController):
     def outer(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
         self.together.wait(DEADLINE)
         return {"n": proxy.ring.inner(n=n).wait(timeout=DEADLINE)["n"]}
+
+    @dispatcher.rpc_method(service="ring", method="task")
+    async def task(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
+        """Awaits what it calls."""
+        return {"n": (await proxy.ring.inner(n=n))["n"]}
+
+    @dispatcher.rpc_method(service="ring", method="either")
+    async def either(self, request: Any, proxy: Any) -> dict[str, Any]:
+        """Awaits what it calls for a while only, beside something else."""
+        call = asyncio.ensure_future(_awaited(proxy.ring.inner(n=1)))
+        done, _ = await asyncio.wait([call], timeout=0.5)
+        call.cancel()
+        return {"n": len(done)}
 
     @dispatcher.rpc_method(service="ring", method="thread")
     def thread(self, request: Any, proxy: Any) -> dict[str, Any]:
@@ -88,6 +106,62 @@ def test_the_only_worker_waits_for_itself(serve: Serve, connect: Connect) -> Non
     assert Ring.seen.empty()
 
 
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_the_only_worker_of_the_only_process_waits_for_itself(
+    serve: Serve, connect: Connect, queue_type: str
+) -> None:
+    """Also where its prefetch is used up, and behind what came before."""
+    Ring.together = threading.Barrier(2)
+    serve(Ring, concurrency=1, queue_type=queue_type)
+    ring = connect("ring").ring
+    first = ring.outer().future(timeout=DEADLINE)
+    others = [ring.inner(n=n).future(timeout=DEADLINE) for n in range(20)]
+    ring.inner().cast()  # confirmed after those before it
+    began = time.monotonic()
+    Ring.together.wait(DEADLINE)
+    with pytest.raises(exceptions.RemoteError, match=r"ring\.inner cannot begin"):
+        first.result(DEADLINE)
+    assert time.monotonic() - began < AT_ONCE
+    assert list(range(20)) == [each.result(DEADLINE)["n"] for each in others]
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_standstills_end_one_after_the_other(
+    serve: Serve, connect: Connect, queue_type: str
+) -> None:
+    """Also while messages are held that were taken in to end the one before."""
+    serve(Ring, concurrency=2, queue_type=queue_type)
+    ring = connect("ring").ring
+    began = time.monotonic()
+    answers = [ring.outer(n=n).future(timeout=DEADLINE) for n in range(8)]
+    errors = [answer.exception(DEADLINE) for answer in answers]
+    assert time.monotonic() - began < AT_ONCE
+    assert any(errors)
+    for error in filter(None, errors):
+        assert "ring.inner cannot begin" in str(error)
+    assert {"n": 1} == ring.inner(n=1).call(timeout=DEADLINE).payload
+
+
+def test_a_handler_that_awaits_what_cannot_begin_is_told(serve: Serve, connect: Connect) -> None:
+    """As one that waits with ``wait``."""
+    serve(Ring, concurrency=1)
+    ring = connect("ring").ring
+    began = time.monotonic()
+    with pytest.raises(exceptions.RemoteError, match=r"ring\.inner cannot begin"):
+        ring.task().call(timeout=DEADLINE)
+    assert time.monotonic() - began < AT_ONCE
+    assert {"n": 1} == ring.inner(n=1).call(timeout=DEADLINE).payload
+
+
+def test_a_handler_that_may_go_on_without_the_answer_is_not_told(
+    serve: Serve, connect: Connect
+) -> None:
+    """It awaits a task of its own, for a time of its own."""
+    serve(Ring, concurrency=1, prefetch=5)
+    ring = connect("ring").ring
+    assert {"n": 0} == ring.either().call(timeout=DEADLINE).payload
+
+
 def test_all_workers_wait_for_each_other(serve: Serve, connect: Connect) -> None:
     """One is told; the place that it leaves is enough for the others."""
     Ring.together = threading.Barrier(3)
@@ -113,7 +187,7 @@ def test_none_is_told_while_another_handler_runs_that_may_end(
     busy = ring.gated().future(timeout=DEADLINE)
     assert "gated" == Ring.seen.get(timeout=DEADLINE)
     answer = ring.outer(n=7).future(timeout=DEADLINE)
-    eventually(lambda: _in_line(server) == 1 and server._processor._awaited)
+    eventually(lambda: _in_line(server) == 1 and server._processor.standstill._awaited)
     Ring.gate.set()
     assert 7 == answer.result(DEADLINE)["n"]
     assert {} == busy.result(DEADLINE).payload
@@ -125,8 +199,14 @@ def test_none_is_told_where_another_process_of_the_service_may_take_it(
     """It was not delivered here, and so it is not known that nobody takes it."""
     serve(Ring, concurrency=1)
     ring = connect("ring").ring
-    answer = ring.outer(n=8).future(timeout=DEADLINE)
     serve(Ring, concurrency=1)
+    gated = ring.gated().future(timeout=DEADLINE)
+    assert "gated" == Ring.seen.get(timeout=DEADLINE)
+    answer = ring.outer(n=8).future(timeout=DEADLINE)
+    with pytest.raises(TimeoutError):
+        answer.result(0.5)
+    Ring.gate.set()
+    assert {} == gated.result(DEADLINE).payload
     assert 8 == answer.result(DEADLINE)["n"]
 
 
