@@ -46,8 +46,16 @@ class Caller:
     at once; its request may still be handled.
     """
 
-    def __init__(self, loop: LoopThread, transport: Transport, serializers: Serializers) -> None:
+    def __init__(
+        self,
+        loop: LoopThread,
+        transport: Transport,
+        serializers: Serializers,
+        opened: Future[None] | None = None,
+    ) -> None:
         self._loop = loop
+        #: Ends when the transport is open for the first time; None where it is.
+        self._opened = opened
         self._transport = transport
         self._serializers = serializers
         self._waiters: dict[str, _Waiter] = {}
@@ -94,19 +102,21 @@ class Caller:
         self, request: Request, answer: Answer, send: Callable[[Request, Done], None]
     ) -> None:
         try:
-            async with self._opening:
-                if not self._queue:
-                    losses = self._losses
-                    async with asyncio.timeout(request.time_left):
+            async with asyncio.timeout(request.time_left):
+                if self._opened is not None:
+                    await asyncio.shield(asyncio.wrap_future(self._opened))
+                async with self._opening:
+                    if not self._queue:
+                        losses = self._losses
                         queue = await self._transport.reply_queue(self._on_answer)
-                    if losses != self._losses:  # it went before we heard of it
-                        _end(answer, _interrupted(request))
-                        return
-                    self._queue = queue
+                        if losses != self._losses:  # it went before we heard of it
+                            _end(answer, _interrupted(request))
+                            return
+                        self._queue = queue
             if not answer.cancelled():
                 self._send(request, answer, send, self._queue)
         except TimeoutError:
-            _end(answer, self._timed_out(request))
+            _end(answer, self._unsent(request))
         except asyncio.CancelledError:
             _end(answer, _interrupted(request))
             raise
@@ -147,6 +157,14 @@ class Caller:
 
     def _expire(self, request: Request) -> None:
         self._finish(request.request_id, self._timed_out(request))
+
+    def _unsent(self, request: Request) -> Exception:
+        if self._opened is not None and not self._opened.done():
+            return exceptions.not_connected("the time of the call", self._transport.trouble)
+        return exceptions.CallTimeout(
+            f"no answer from {request.destination} in time; nothing was sent, for there was no "
+            "queue for answers"
+        )
 
     def _timed_out(self, request: Request) -> exceptions.CallTimeout:
         return exceptions.CallTimeout(

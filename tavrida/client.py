@@ -275,16 +275,19 @@ class _Link:
         self._process = os.getpid()
         self.transport = cls(config, self.loop, name, events)
         self.publisher = Publisher(self.loop, self.transport)
-        self.caller = Caller(self.loop, self.transport, serializers)
+        #: Ends when it is connected for the first time, or with why it is not.
+        self.opened = self.loop.start(self._open(config.connection_attempts))
+        self.caller = Caller(self.loop, self.transport, serializers, self.opened)
         self.window = _Window(
             self.loop, self.publisher, serializers.default, config.max_unconfirmed
         )
         self.exchanges: set[str] = set()
+
+    async def _open(self, attempts: int) -> None:
         try:
-            self.loop.run(self.transport.open(config.connection_attempts))
-        except BaseException:
-            self.close()
-            raise
+            await self.transport.open(attempts)
+        except asyncio.CancelledError:
+            raise exceptions.ConnectionFailed("the client was closed meanwhile") from None
 
     def _lost(self, reason: str) -> None:
         self.caller.interrupt()
@@ -299,13 +302,27 @@ class _Link:
 
     @property
     def is_usable(self) -> bool:
-        """False when it is of another process, or gave up reconnecting."""
-        return self.is_mine and not self._is_given_up
+        """False when it is of another process, or gave up connecting."""
+        if self._is_given_up or not self.is_mine:
+            return False
+        return not self.opened.done() or self.opened.exception() is None
+
+    @property
+    def is_open(self) -> bool:
+        """True once it was connected."""
+        return self.opened.done() and self.opened.exception() is None
+
+    def not_connected(self, seconds: float) -> exceptions.ConnectionFailed:
+        """Return the error of a message that waited so long for the first connection."""
+        return exceptions.not_connected(f"{seconds} s (publish_timeout)", self.transport.trouble)
 
     def close(self) -> None:
         if not self.is_mine:
             return
         with contextlib.suppress(exceptions.ConnectionFailed):
+            if self.loop.is_current:  # the garbage collector may run its finalizer anywhere
+                self.loop.start(self._close()).add_done_callback(lambda closed: self.loop.stop())
+                return
             self.loop.run(self._close())
         self.loop.stop()
 
@@ -391,7 +408,7 @@ class _Window:
 
 
 class _Connector:
-    """Where a client's messages go; connects when the first one is sent."""
+    """Where a client's messages go; begins to connect when the first one is sent."""
 
     def __init__(self, config: ConnectionConfig, addresses: AddressBook, serializer: str) -> None:
         self._config = config
@@ -401,7 +418,8 @@ class _Connector:
         self._link: _Link | None = None
         self._is_closed = False
 
-    def _linked(self) -> _Link:
+    def _begin(self) -> _Link:
+        """Return the connection, which may still be under way; waits for no broker."""
         link = self._link
         if link is not None and link.is_usable:
             return link
@@ -440,7 +458,15 @@ class _Sender(_Connector):
         pipeline = _open_pipeline()
         if pipeline is None:
             _may_wait()
-        link = self._linked()
+        link = self._begin()
+        if not link.is_open:
+            timeout = self._config.publish_timeout
+            try:
+                link.opened.result(timeout)
+            except TimeoutError:
+                if link.opened.done():  # the connecting's own
+                    raise
+                raise link.not_connected(timeout) from None
         address = self._address_of(message)
         if isinstance(message, Notification) and address.exchange not in link.exchanges:
             link.loop.run(link.declare(address.exchange, self._config.publish_timeout))
@@ -474,7 +500,7 @@ class _Sender(_Connector):
         return await asyncio.wrap_future(self.ask(request, None))
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
-        link = self._linked()
+        link = self._begin()
         address = self._address_of(request)
 
         def send(message: Request, done: Done) -> None:
@@ -486,38 +512,23 @@ class _Sender(_Connector):
 class _AsyncSender(_Connector):
     """The AsyncSender of a client's proxies. Nothing of it belongs to an event loop."""
 
-    def __init__(self, config: ConnectionConfig, addresses: AddressBook, serializer: str) -> None:
-        super().__init__(config, addresses, serializer)
-        self._lock = threading.Lock()
-        self._opening: Future[_Link] | None = None
-
-    async def _connected(self) -> _Link:
+    async def _begun(self) -> _Link:
+        """As _begin, which may load a plugin, and closes a link that is not usable any more."""
         link = self._link
         if link is not None and link.is_usable:
             return link
-        return await asyncio.wrap_future(self._link_to_come())
-
-    def _link_to_come(self) -> Future[_Link]:
-        """Connect in a thread, one for all who wait; return a future that its owner may cancel."""
-        with self._lock:
-            opening = self._opening
-            if opening is None or opening.done():
-                opening = self._opening = Future()
-                threading.Thread(
-                    target=self._connect, args=(opening,), name="tavrida-connect", daemon=True
-                ).start()
-        own: Future[_Link] = Future()
-        opening.add_done_callback(functools.partial(_copy, own))
-        return own
-
-    def _connect(self, opening: Future[_Link]) -> None:
-        try:
-            opening.set_result(self._linked())
-        except BaseException as error:
-            opening.set_exception(error)
+        return await asyncio.to_thread(self._begin)
 
     async def send(self, message: Request | Notification) -> None:
-        link = await self._connected()
+        link = await self._begun()
+        if not link.is_open:
+            timeout = self._config.publish_timeout
+            try:
+                async with asyncio.timeout(timeout):
+                    # Shielded: who gives up waiting does not end it for others.
+                    await asyncio.shield(asyncio.wrap_future(link.opened))
+            except TimeoutError:
+                raise link.not_connected(timeout) from None
         address = self._address_of(message)
         if isinstance(message, Notification) and address.exchange not in link.exchanges:
             declaring = link.declare(address.exchange, self._config.publish_timeout)
@@ -538,22 +549,13 @@ class _AsyncSender(_Connector):
         await asyncio.wrap_future(confirmed)
 
     async def ask(self, request: Request, timeout: float | None) -> IncomingResponse:
-        link = await self._connected()
+        link = await self._begun()
         address = self._address_of(request)
 
         def send(message: Request, done: Done) -> None:
             link.loop.submit(link.window.send, message, address, done)
 
         return await asyncio.wrap_future(link.caller.ask(request, timeout, None, send))
-
-
-def _copy(own: Future[_Link], opening: Future[_Link]) -> None:
-    with contextlib.suppress(InvalidStateError):  # its owner cancelled it
-        error = opening.exception()
-        if error is None:
-            own.set_result(opening.result())
-        else:
-            own.set_exception(error)
 
 
 def _confirm(confirmed: Future[None], error: Exception | None) -> None:

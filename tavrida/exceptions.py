@@ -288,6 +288,14 @@ class ConnectionFailed(TransportError):
         self.is_final = is_final
 
 
+def not_connected(limit: str, trouble: str) -> ConnectionFailed:
+    """Return the error of what was not sent, since no connection was made within the limit."""
+    why = f": {trouble}" if trouble else ""
+    return ConnectionFailed(
+        f"there was no connection to the broker within {limit}, so nothing was sent{why}"
+    )
+
+
 class TopologyConflict(TransportError):
     """Raised when a queue or exchange exists already with other arguments."""
 

@@ -101,6 +101,8 @@ class Transport(abc.ABC):
         #: What an operator sees in the broker's list of connections.
         self.name = name
         self.events = events
+        #: Why there is no connection, "" where there is one or nothing was tried yet.
+        self.trouble = ""
 
     @classmethod  # noqa: B027 - a transport may take any url
     def check_url(cls, url: str) -> None:

@@ -98,10 +98,12 @@ class ReconnectingTransport(Transport):
                 try:
                     await self._connect_to(url)
                     self._was_open = True
+                    self.trouble = ""
                     self._connected_at = self.loop.loop.time()
                     return
                 except exceptions.ConnectionFailed as failure:
                     error = failure
+                    self.trouble = str(failure)
                     # Once connected, a refusal may pass: users come back with a restored broker.
                     if failure.is_final and not self._was_open:
                         raise
