@@ -11,12 +11,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
 import typing
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit
 
 from tavrida import exceptions
+
+#: The largest number that an option takes, where it does not say otherwise: AMQP has 32 bits.
+MAX_NUMBER = 2_147_483_647
 
 
 def option(
@@ -24,6 +29,7 @@ def option(
     help: str,  # noqa: A002 - the word that every configuration library uses
     *,
     minimum: float | None = None,
+    maximum: float | None = None,
     choices: tuple[str, ...] = (),
     secret: bool = False,
 ) -> Any:
@@ -31,7 +37,14 @@ def option(
     return dataclasses.field(
         default=default,
         repr=not secret,
-        metadata={"help": help, "minimum": minimum, "choices": choices, "secret": secret},
+        metadata={
+            "help": help,
+            "minimum": minimum,
+            # What no number of seconds, bytes or messages needs overflows somewhere.
+            "maximum": MAX_NUMBER if maximum is None else maximum,
+            "choices": choices,
+            "secret": secret,
+        },
     )
 
 
@@ -46,7 +59,8 @@ def _check(settings: Any) -> None:
     types = typing.get_type_hints(type(settings))
     for field in options_of(type(settings)):
         value = getattr(settings, field.name)
-        minimum, choices = field.metadata["minimum"], field.metadata["choices"]
+        minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
+        choices = field.metadata["choices"]
         expected = typing.get_origin(types[field.name]) or types[field.name]
         accepted = (int, float) if expected is float else expected
         shown = f"{field.name}=***" if field.metadata["secret"] else f"{field.name}={value!r}"
@@ -56,39 +70,55 @@ def _check(settings: Any) -> None:
             faults.append(f"{shown} should be a finite number")
         elif minimum is not None and value < minimum:
             faults.append(f"{field.name}={value!r} should be at least {minimum}")
+        elif isinstance(value, int | float) and value > maximum:
+            faults.append(f"{field.name}={value!r} should be at most {maximum}")
         elif choices and value not in choices:
             faults.append(f"{field.name}={value!r} should be one of {', '.join(choices)}")
     if faults:
         raise exceptions.ConfigError(*faults)
 
 
+#: What may be a password: all between the user name and the last @, also where it is no url.
+_SECRET = re.compile(r"^([A-Za-z0-9+.-]*://[^:@]*:)?.*@", re.DOTALL)
+
+
 def redact(url: str) -> str:
     """Return the url with the password left out, fit for logs and messages."""
-    parts = urlsplit(url)
-    if parts.password is None:
+    found = _SECRET.match(url)
+    if found is None or (found[1] is None and "://" in url):  # a user name without a password
         return url
-    return urlunsplit(
-        parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}")
-    )
+    return f"{found[1] or ''}***@{url[found.end() :]}"
 
 
 def _fault_of(url: str) -> str:
     """Return why a url is none that any transport could read, or nothing."""
+    why = ""
     try:
-        if urlsplit(url).scheme:
-            return ""
-        why = f"{url!r} has no scheme"
-    except ValueError as error:
-        why = f"it is none ({error})"
-    return f"{why}: write it as amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
+        parts = urlsplit(url)
+        if not parts.scheme:
+            why = f"{redact(url)!r} has no scheme"
+        elif parts.scheme.startswith("amqp") and "@" in parts.path + parts.query + parts.fragment:
+            why = f"{redact(url)!r} has an @ behind its host"
+    except ValueError:  # its text may have the password
+        why = f"{redact(url)!r} cannot be read"
+    if not why:
+        return ""
+    return (
+        f"{why}: write it as amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST, and the characters "
+        "/ # ? @ : , in a user name or password as %2F %23 %3F %40 %3A %2C"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and password for the broker. The password never shows in ``repr``."""
+    """A user name and password for the broker. The password never shows in ``repr``.
+
+    A password that changes is given as a function without arguments. It is called before each
+    connection, in a thread of its own, and has 10 seconds.
+    """
 
     username: str
-    password: str = dataclasses.field(repr=False)
+    password: str | Callable[[], str] = dataclasses.field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +126,8 @@ class ConnectionConfig:
     """How to reach the broker; the ``[connection]`` section of the ini.
 
     Either a host with credentials, as in ``ConnectionConfig("localhost", Credentials("guest",
-    "guest"))``, or ``url``, which may name several nodes of a cluster and wins over the host.
+    "guest"))``, or ``url``, which may name several nodes of a cluster and wins over the host. What
+    a url leaves out, user name or password, is taken from the credentials.
 
     ``async_engine`` belongs to servers made in code: True runs up to ``concurrency`` handlers
     side by side, False one at a time in the order of the queue.
@@ -120,8 +151,45 @@ class ConnectionConfig:
         "the user's state folder, $XDG_STATE_HOME/tavrida/bus.db.",
         secret=True,
     )
+    password_file: str = option(
+        "",
+        "A file that holds the password, read before each connection: a changed password needs "
+        "no restart. Wins over that of the url.",
+    )
+    password_command: str = option(
+        "",
+        "A command that prints the password, run before each connection without a shell; it has "
+        "10 seconds. Wins over that of the url.",
+        secret=True,
+    )
+    login: str = option(
+        "password",
+        "How to log in: by user name and password, or by the client certificate (SASL EXTERNAL; "
+        "RabbitMQ needs its plugin rabbitmq_auth_mechanism_ssl).",
+        choices=("password", "certificate"),
+    )
+    tls_ca_file: str = option(
+        "",
+        "The CA certificates (PEM) that the broker's certificate is checked against. Default: "
+        "those of the system. This and the other files are read before each connection.",
+    )
+    tls_cert_file: str = option(
+        "", "The certificate (PEM) to show to the broker, where it asks for one."
+    )
+    tls_key_file: str = option(
+        "", "The private key (PEM) of tls_cert_file. Default: it is in that file too."
+    )
+    tls_key_password_file: str = option("", "A file that holds the password of that key.")
+    tls_server_name: str = option(
+        "",
+        "The name that has to be in the broker's certificate. Default: the host of the url.",
+    )
     heartbeat: int = option(
-        30, "Seconds between heartbeats; 0 turns them off. Below 5 gives false alarms.", minimum=0
+        15,
+        "Seconds between heartbeats; a broker that hangs is noticed within twice as long and 10 "
+        "seconds more. 0 turns them off, below 5 gives false alarms.",
+        minimum=0,
+        maximum=65_535,
     )
     socket_timeout: float = option(
         5.0, "Seconds that one attempt to connect to one node may take.", minimum=0.1
@@ -135,11 +203,16 @@ class ConnectionConfig:
         minimum=-1,
     )
     retry_delay: float = option(
-        1.0,
+        0.5,
         "Seconds between the first two attempts; doubles with each one, with jitter.",
         minimum=0.01,
     )
-    max_retry_delay: float = option(30.0, "Seconds between two attempts at most.", minimum=0.01)
+    max_retry_delay: float = option(
+        1.0,
+        "Seconds between two attempts at most: with so many, services are at work again within 2 "
+        "seconds of their broker. Where thousands of processes share one, longer is kinder to it.",
+        minimum=0.01,
+    )
     publish_timeout: float = option(
         30.0, "Seconds within which the broker has to confirm a message.", minimum=0.1
     )
@@ -175,11 +248,20 @@ class ConnectionConfig:
             if not isinstance(value, kind)
         ]
         if not faults:
+            password = self.credentials.password
+            if not isinstance(self.credentials.username, str):
+                faults.append("credentials: the user name should be of type str")
+            if not (isinstance(password, str) or callable(password)):
+                faults.append("credentials: the password should be a str or a function")
             if not 0 < self.port < 65536:
                 faults.append(f"port={self.port!r} should be from 1 to 65535")
             faults += [f"url: {fault}" for fault in map(_fault_of, self.url) if fault]
         if faults:
             raise exceptions.ConfigError(*faults)
+        if self.password_file and self.password_command:
+            raise exceptions.ConfigError(
+                "password_file and password_command are both set: leave one of them out"
+            )
         schemes = {urlsplit(url).scheme for url in self.urls}
         if len(schemes) > 1:
             raise exceptions.ConfigError(
@@ -193,10 +275,11 @@ class ConnectionConfig:
         if self.url:
             return self.url
         user = quote(self.credentials.username, safe="")
-        password = quote(self.credentials.password, safe="")
+        if isinstance(self.credentials.password, str):  # else it is asked for when needed
+            user += ":" + quote(self.credentials.password, safe="")
         vhost = quote(self.virtual_host, safe="")
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return (f"amqp://{user}:{password}@{host}:{self.port}/{vhost}",)
+        return (f"amqp://{user}@{host}:{self.port}/{vhost}",)
 
     @property
     def scheme(self) -> str:
@@ -220,7 +303,8 @@ class ServerSettings:
     )
     prefetch: int = option(
         0,
-        "Deliveries that a queue hands over ahead of their handlers; 0 follows concurrency.",
+        "Deliveries that a queue hands over ahead of their handlers; 0 follows concurrency, and "
+        "the limits of handlers where all of a queue have one.",
         minimum=0,
     )
     queue_type: str = option(
@@ -231,9 +315,28 @@ class ServerSettings:
     )
     delivery_limit: int = option(
         20,
-        "How often a quorum queue delivers a message that kills its process before it goes to "
+        "How often a message that kills its process is delivered again before it goes to "
         "QUEUE.dead.",
         minimum=1,
+    )
+    handler_concurrency: tuple[str, ...] = option(
+        (),
+        "How many of a handler run side by side: SERVICE.METHOD:NUMBER, with commas between. "
+        "Others have no limit but concurrency, or what their decorators say.",
+    )
+    failure_threshold: float = option(
+        0.0,
+        "The part of a queue's last messages, from 0 to 1, that may fail before the queue is "
+        "paused; 0 for never. Calls, whose callers are told, and messages that are themselves "
+        "wrong do not count.",
+        minimum=0,
+        maximum=1,
+    )
+    failure_window: int = option(
+        20, "How many of its last messages that is a part of.", minimum=1, maximum=1_000_000
+    )
+    failure_pause: float = option(
+        60.0, "Seconds until a paused queue is tried again, with one message.", minimum=0.1
     )
     serializer: str = option("json", "The plugin that writes bodies (tavrida.serializers).")
     accept: tuple[str, ...] = option(
@@ -254,6 +357,13 @@ class ServerSettings:
         False,
         "Whether error answers carry the traceback, as details.traceback. It shows code and "
         "paths to every caller: for development only.",
+    )
+    consumer_timeout: float = option(
+        1800.0,
+        "Seconds after which RabbitMQ takes a message back from its handler: its own option "
+        "consumer_timeout, whose default is this. A handler that has had one for half as long gets "
+        "a warning in the log; 0 for none.",
+        minimum=0,
     )
     graceful_timeout: float = option(
         30.0, "Seconds that running handlers get to finish when the server stops.", minimum=0
@@ -278,6 +388,32 @@ class ServerSettings:
         if unknown:
             raise exceptions.ConfigError(*unknown)
         return cls(**keywords)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutboxSettings:
+    """The ``[outbox]`` section; used by ``tavrida outbox relay``."""
+
+    url: str = option(
+        "",
+        "The database whose outbox is published: sqlite:///PATH/orders.db, or "
+        "postgresql://USER:PASSWORD@HOST/DATABASE, which needs psycopg. A dollar sign is "
+        "written $$.",
+        secret=True,
+    )
+    poll: float = option(
+        0.5, "Seconds between two looks for messages that were stored.", minimum=0.001
+    )
+    batch: int = option(100, "Messages that are on their way at a time.", minimum=1)
+    lease: float = option(
+        10.0, "Seconds after which another relay takes over from one that is gone.", minimum=0.1
+    )
+    max_pause: float = option(
+        60.0, "Seconds at most until a message that failed is tried again.", minimum=0.001
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

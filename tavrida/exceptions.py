@@ -14,12 +14,16 @@
     |  |- HandlerNotFound            1004  nobody here handles that entry point
     |  |- InvalidPayload             1003  the payload does not fit the handler's parameters
     |  |- UnknownResult              1009  a handler returned something that is no answer
-    |  '- MessageTooLarge            1010  the body is over the configured size
+    |  |- MessageTooLarge            1010  the body is over the configured size
+    |  '- DeliveredTooOften          1011  a message that nobody ever settles
     |- CallError                     1030  a call that ended without a usable answer
     |  |- RemoteError                1031  the other side answered with an error
     |  |- CallTimeout                1032  no answer in time
     |  |- CallInterrupted            1033  the connection that awaited the answer was lost
     |  '- ServiceUnavailable         1034  no queue takes requests for that service
+    |- DuplicateRunning              1050  a duplicate waited too long for the first one to end
+    |- AnswerNotKept                 1051  a request was handled before, its answer is not there
+    |- StoreFailed                   1052  dedup cannot tell whether a message was handled
     '- TransportError                1040  the broker
        |- ConnectionFailed           1041  could not connect, or the broker refused us
        |- TopologyConflict           1042  a queue or exchange exists with other arguments
@@ -35,6 +39,7 @@ its answer carries where it can be written as JSON.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,6 +58,19 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except BaseException as reason:
         return f"(its text cannot be made: {type(reason).__name__})"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a stranger's text without what a terminal or a log would take for its own.
+
+    Control characters are written as escapes, but for those to ``keep``.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
+        for each in text
+    )
 
 
 class TavridaError(Exception):
@@ -180,6 +198,12 @@ class MessageTooLarge(MessageError):
     code = 1010
 
 
+class DeliveredTooOften(MessageError):
+    """Raised when a message was delivered again and again and no process survived to settle it."""
+
+    code = 1011
+
+
 class CallError(TavridaError):
     """Raised when a call ended without a usable answer."""
 
@@ -216,9 +240,10 @@ def raises_of(
     """
     found = {getattr(cls, "__name__", ""): cls for cls in classes} | dict(named)
     for cls in found.values():
-        # A future and a coroutine cannot raise StopIteration: who awaits would wait for ever.
+        # A future and a coroutine cannot raise StopIteration: who awaits would wait for ever. And
+        # asyncio makes its own CancelledError of the other one, which is no error to a TaskGroup.
         if not (isinstance(cls, type) and issubclass(cls, Exception)) or issubclass(
-            cls, StopIteration | StopAsyncIteration
+            cls, StopIteration | StopAsyncIteration | concurrent.futures.CancelledError
         ):
             raise TypeError(f"raises({cls!r}) should name classes of exceptions")
     return found
@@ -235,10 +260,11 @@ def local_error(error: RemoteError, raises: Mapping[str, type[Exception]]) -> Ex
         return error
     try:
         local: object = cls(error.message)
-        if isinstance(local, Exception) and not isinstance(local, StopIteration):
+        # A future takes a false exception (of an empty __len__) for none at all.
+        if isinstance(local, Exception) and not isinstance(local, StopIteration) and bool(local):
             local.__cause__ = error
             return local
-        error.add_note(f"{cls.__name__}({error.message!r}) is a {type(local).__name__}")
+        error.add_note(f"{cls.__name__}({error.message!r}) is a {type(local).__name__}, or false")
     except BaseException as reason:
         error.add_note(
             f"{cls.__name__}({error.message!r}) could not be made: {type(reason).__name__}: "
@@ -266,6 +292,24 @@ class ServiceUnavailable(CallError):
     """Raised when the broker has no queue for a request: nobody ever ran that service."""
 
     code = 1034
+
+
+class DuplicateRunning(TavridaError):
+    """Raised for a duplicate while another process or thread still handles the message."""
+
+    code = 1050
+
+
+class AnswerNotKept(TavridaError):
+    """Raised for a duplicate of a request that was handled, whose answer is not there any more."""
+
+    code = 1051
+
+
+class StoreFailed(TavridaError):
+    """Raised when a store cannot tell whether a message was handled; it is not handled then."""
+
+    code = 1052
 
 
 class TransportError(TavridaError):

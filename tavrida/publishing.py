@@ -4,27 +4,37 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tavrida import envelope, exceptions, middleware
 from tavrida.addresses import Address
 from tavrida.envelope import Codec
 from tavrida.loop import LoopThread
-from tavrida.messages import Message
+from tavrida.messages import Message, Notification, Request
 from tavrida.middleware import Middleware
 from tavrida.plugins.transports import Done, Publication, Transport
 
 LOG = logging.getLogger(__name__)
+
+#: Called, on the loop, instead of ``done`` for a message that was not confirmed in time: with how
+#: to send it once more, and how to give it up. It calls one of them, there or later.
+Keep = Callable[[Callable[[], None], Callable[[], None]], None]
+
+#: How many times ``max_unconfirmed`` the async def handlers of a process may have on their way.
+OVERDRAFT = 10
 
 
 class Publisher:
     """Sends messages over one transport. Thread-safe.
 
     At most ``max_unconfirmed`` messages await their confirm at a time; a thread that sends one
-    more waits. Code on the event loop never waits: it goes over the limit instead.
+    more waits. Code on the event loop cannot wait: it goes over the limit instead, and gets an
+    error where what handlers send comes to OVERDRAFT times as many.
     """
 
     def __init__(self, loop: LoopThread, transport: Transport) -> None:
@@ -43,64 +53,123 @@ class Publisher:
         *,
         chain: Sequence[Middleware] = (),
         enveloped: bool = True,
+        keep: Keep | None = None,
     ) -> None:
         """Send a message; ``done`` is called once, on the loop, with None or why it failed.
 
+        With ``keep``, a message that is not confirmed in time has not failed yet.
+
         Raises:
             MessageError: the message cannot be written or is too large; ``done`` is not called.
-            PublishTimeout: there was no room within ``publish_timeout``; nor is it then.
+            PublishTimeout: there was no room within ``publish_timeout``, or the time that a
+                request has left; nor is it then.
+            PublishFailed: too many of an event loop's requests and notifications are on their way.
         """
-        if chain:
-            message = middleware.outgoing(chain, message)
+        # Answers come one for each delivery, so that their number is bounded already.
+        if (
+            self._unconfirmed >= OVERDRAFT * self._config.max_unconfirmed
+            and self._loop.is_current
+            and isinstance(message, Request | Notification)
+        ):
+            raise exceptions.PublishFailed(
+                f"{self._unconfirmed} messages await their confirm, {OVERDRAFT} times "
+                "max_unconfirmed, and an async def handler cannot wait for room: let it await "
+                "something now and then while it sends, or send from a def handler, which waits"
+            )
+        if not chain:
+            self._send(message, address, codec, done, enveloped=enveloped, keep=keep)
+            return
+        message = middleware.outgoing(chain, message)
+
+        here = contextvars.copy_context()
+
+        def tell(error: BaseException | None) -> None:
+            for each in chain:
+                try:
+                    here.run(each.after_publish, message, error)
+                except BaseException:  # also SystemExit: ``done`` has to be called
+                    LOG.exception("%s.after_publish failed.", type(each).__name__)
+
+        def finished(error: Exception | None) -> None:
+            tell(error)
+            done(error)
+
+        try:
             for each in chain:
                 each.before_publish(message)
+            self._send(message, address, codec, finished, enveloped=enveloped, keep=keep)
+        except BaseException as error:
+            tell(error)
+            raise
+
+    def _send(
+        self,
+        message: Message,
+        address: Address,
+        codec: Codec,
+        done: Done,
+        *,
+        enveloped: bool,
+        keep: Keep | None,
+    ) -> None:
         properties, body = envelope.encode(message, codec, enveloped=enveloped)
         if len(body) > self._config.max_message_size:
             raise exceptions.MessageTooLarge(
                 f"the {message.message_type} to {address.routing_key!r} has {len(body)} bytes, "
                 f"max_message_size allows {self._config.max_message_size}"
             )
-
-        def finished(error: Exception | None) -> None:
-            for each in chain:
-                try:
-                    each.after_publish(message, error)
-                except BaseException:  # also SystemExit: ``done`` has to be called
-                    LOG.exception("%s.after_publish failed.", type(each).__name__)
-            done(error)
-
         self.send_raw(
             Publication(
                 address.exchange, address.routing_key, body, properties, address.is_mandatory
             ),
-            finished if chain else done,
+            done,
+            time_left=message.time_left,
+            keep=keep,
         )
 
-    def send_raw(self, publication: Publication, done: Done) -> None:
-        """Send what is encoded already; as ``send``."""
+    @property
+    def can_publish(self) -> bool:
+        """False while nothing can be published. On the loop."""
+        return self._transport.can_publish
+
+    def send_raw(
+        self,
+        publication: Publication,
+        done: Done,
+        *,
+        time_left: float | None = None,
+        keep: Keep | None = None,
+    ) -> None:
+        """Send what is encoded already; as ``send``. For room, it waits ``time_left`` at most."""
         is_on_loop = self._loop.is_current
-        self._take_room(may_wait=not is_on_loop)
+        self._take_room(may_wait=not is_on_loop, time_left=time_left)
 
         def finished(error: Exception | None) -> None:
             with self._room:
                 self._unconfirmed -= 1
                 self._room.notify()
-            done(error)
+            if keep is not None and isinstance(error, exceptions.PublishTimeout):
+                again = functools.partial(self.send_raw, publication, done, keep=keep)
+                keep(again, functools.partial(done, error))
+            else:
+                done(error)
 
         if is_on_loop:
             self._transport.publish(publication, finished)
         else:
             self._loop.submit(self._transport.publish, publication, finished)
 
-    def _take_room(self, *, may_wait: bool) -> None:
+    def _take_room(self, *, may_wait: bool, time_left: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout
         with self._room:
             if may_wait and self._unconfirmed >= limit:
+                if time_left is not None:  # a call ends by its own deadline
+                    timeout = min(timeout, time_left)
                 deadline = time.monotonic() + timeout
                 while self._unconfirmed >= limit:
                     if not self._room.wait(deadline - time.monotonic()):
                         raise exceptions.PublishTimeout(
                             f"{limit} messages (max_unconfirmed) await their confirm and none came "
-                            f"within {timeout} s"
+                            f"within {timeout:.3g} s"
                         )
             self._unconfirmed += 1

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import IO, Self
@@ -73,11 +74,18 @@ class Node:
     process end without that, even by SIGKILL, a watchdog ends the node and removes its data.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: Cluster | None = None) -> None:
         """Choose the ports and make the data folder; nothing runs yet."""
         self.port, self._dist_port, self._epmd_port = _free_ports(3)
+        self._cluster = cluster
+        if cluster is not None:
+            self._epmd_port = cluster.epmd_port
         self.name = f"tavrida-{self.port}@localhost"
-        self.folder = Path(tempfile.mkdtemp(prefix="tavrida-rabbitmq-"))
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="tavrida-rabbitmq-", dir=cluster.folder if cluster else None)
+        )
+        if cluster is not None:
+            shutil.copy(cluster.cookie, self.folder)
         self._log = self.folder / "node.log"
         self._environment = self._make_environment()
         self._broker: subprocess.Popen[bytes] | None = None
@@ -116,18 +124,15 @@ class Node:
         if self._broker is not None:
             raise NodeError(f"{self.name} runs already, as process {self.pid}")
         with self._log.open("ab") as log:
-            # An epmd of its own, started before the broker: else the broker starts one that
-            # detaches itself, outlives it, and is shared with every other Erlang program.
-            epmd = self._spawn(["epmd", "-port", str(self._epmd_port)], log, group=0)
-            self._epmd = epmd
-            self._watchdog = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(epmd.pid), str(self.folder)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                process_group=0,  # a Ctrl-C in the terminal is for the tests, not for this one
-            )
-            self._broker = self._spawn([SCRIPTS / "rabbitmq-server"], log, group=epmd.pid)
+            if self._cluster is not None:
+                group = self._cluster.group
+            else:
+                # An epmd of its own, started before the broker: else the broker starts one that
+                # detaches itself, outlives it, and is shared with every other Erlang program.
+                self._epmd = self._spawn(["epmd", "-port", str(self._epmd_port)], log, group=0)
+                group = self._epmd.pid
+                self._watchdog = _watch(group, self.folder)
+            self._broker = self._spawn([SCRIPTS / "rabbitmq-server"], log, group)
         try:
             self._wait_for_amqp()
         except BaseException:
@@ -146,6 +151,16 @@ class Node:
         """Stop the node in good order and start it again: same port, same data."""
         self.stop()
         self.start()
+
+    def pause(self) -> None:
+        """Stop the broker's process (SIGSTOP): its connections stay, and nobody answers."""
+        assert self._broker is not None
+        self._broker.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused broker go on."""
+        assert self._broker is not None
+        self._broker.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End every process of the node and remove its data; it cannot be started again."""
@@ -332,6 +347,107 @@ class Node:
             raise NodeError(f"{expression}: {answer}")
 
 
+class Cluster:
+    """Several nodes on this machine that know each other; a context manager like a Node.
+
+    They share an epmd and a cookie. Each is a Node of :attr:`nodes`, which may be killed and
+    started again by itself.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        """Choose the ports and make the folders; nothing runs yet."""
+        self.folder = Path(tempfile.mkdtemp(prefix="tavrida-cluster-"))
+        self.cookie = self.folder / ".erlang.cookie"
+        self.cookie.write_text(secrets.token_hex(10))
+        self.cookie.chmod(0o400)
+        (self.epmd_port,) = _free_ports(1)
+        self.nodes = [Node(self) for _ in range(size)]
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    @property
+    def group(self) -> int:
+        """The process group of everything that runs for the cluster."""
+        assert self._epmd is not None
+        return self._epmd.pid
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start all nodes and join them; takes about half a minute on two cores."""
+        self._epmd = subprocess.Popen(
+            ["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"],
+            stdin=subprocess.DEVNULL,
+            process_group=0,
+        )
+        self._watchdog = _watch(self.group, self.folder)
+        first, *others = self.nodes
+        with ThreadPoolExecutor() as threads:
+            for started in [threads.submit(node.start) for node in self.nodes]:
+                started.result()
+        for node in others:
+            node.ctl("stop_app")
+            node.ctl("join_cluster", first.name)
+            node.ctl("start_app")
+
+    def urls(self) -> str:
+        """The url of all nodes, as ``[connection] url`` takes it."""
+        return ",".join(node.url() for node in self.nodes)
+
+    def wait_until_in_sync(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until all replicas of every quorum queue run, as an operator does before the next
+        restart.
+        """
+        expression = (
+            "lists:all(fun(Q) -> case rabbit_queue_type:info(Q, [type, online, members]) of "
+            "[{type, quorum}, {online, O}, {members, M}] -> length(O) =:= length(M); "
+            "_ -> true end end, rabbit_amqqueue:list())"
+        )
+
+        def is_in_sync() -> bool:
+            try:
+                return all(node.eval(expression) == "true" for node in self.nodes)
+            except NodeError:  # it is not up yet
+                return False
+
+        if not _until(is_in_sync, timeout):
+            raise NodeError(f"the cluster in {self.folder} is not in sync after {timeout:.0f} s")
+
+    def close(self) -> None:
+        """End every process and remove all data."""
+        for node in self.nodes:
+            node.close()
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            with self._watchdog:
+                self._watchdog = None
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _watch(group: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Have a process group ended and a folder removed when this process is gone."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", _WATCHDOG, "watchdog", str(group), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,  # a Ctrl-C in the terminal is for the tests, not for this one
+    )
+
+
 #: Who did it, for the broker's log.
 _BY = '<<"tests">>'
 
@@ -339,6 +455,11 @@ _BY = '<<"tests">>'
 def _binary(text: str) -> str:
     """Write a text as an Erlang binary."""
     return f"<<{','.join(map(str, text.encode()))}>>"
+
+
+def free_port() -> int:
+    """Find a port of 127.0.0.1 on which nobody listens now, and no outgoing connection will be."""
+    return _free_ports(1)[0]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -45,6 +45,13 @@ def test_special_characters_are_quoted_in_the_url() -> None:
     assert ("amqp://a%3Ab:p%40%2F%C3%9F%25@h:1/%2Fx%20y",) == config.urls
 
 
+def test_a_password_that_is_a_function_is_not_in_the_url() -> None:
+    """It is asked for when it is needed."""
+    config = ConnectionConfig("h", Credentials("a:b", lambda: "s3cret"))
+    assert ("amqp://a%3Ab@h:5672/%2F",) == config.urls
+    assert "s3cret" not in repr(config)
+
+
 def test_ipv6_host_stands_in_brackets() -> None:
     """Its colons are not the port's (RFC 3986, 3.2.2)."""
     config = ConnectionConfig("::1", Credentials("guest", "guest"))
@@ -107,6 +114,10 @@ def test_url_that_is_none_is_a_config_error(url: Any) -> None:
         ("host", 5, "host"),
         ("virtual_host", None, "virtual_host"),
         ("credentials", "guest", "credentials"),
+        ("credentials", Credentials(5, ""), "credentials: the user name should be of type str"),  # type: ignore[arg-type]
+        ("credentials", Credentials("u", 5), "the password should be a str or a function"),  # type: ignore[arg-type]
+        ("login", "kerberos", "login='kerberos' should be one of password, certificate"),
+        ("tls_ca_file", 5, "tls_ca_file=5 should be of type str"),
     ],
 )
 def test_wrong_connection_option_is_named_with_its_value(name: str, value: Any, fault: str) -> None:
@@ -221,3 +232,38 @@ def test_level_of_the_log_is_one_that_logging_has() -> None:
     """A misspelt level is told at start-up."""
     with pytest.raises(ConfigError, match="level='LOUD' should be one of DEBUG, INFO"):
         LogSettings(level="LOUD")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://shop:s3cr3t/x@host:5672/%2F",
+        "amqp://shop:12/s3cr3t@host/%2F",
+        "amqp://shop:s3cr3t#x@host:5672/%2F",
+        "amqp://shop:s3cr3t?x@host:5672/%2F",
+        "amqp://shop:s3,cr3t@host/%2F",
+        "amqp://shop:s3cr3t\u2100@host/%2F",
+        "amqp://shop:s3cr3t[@host/%2F",
+    ],
+)
+def test_a_password_that_breaks_its_url_is_not_told(url: Any) -> None:
+    """The sentence says which characters to escape, and how."""
+    with pytest.raises(ConfigError, match="%2F %23 %3F %40") as caught:
+        ConnectionConfig(url=url)
+    assert "cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"),
+    [
+        (ServerSettings, "failure_window", 10**20),
+        (ServerSettings, "failure_threshold", 1.5),
+        (ServerSettings, "delivery_limit", 10**20),
+        (ConnectionConfig, "heartbeat", 70_000),
+        (ConnectionConfig, "publish_timeout", 1e12),
+    ],
+)
+def test_a_number_that_nothing_could_hold_is_told(cls: Any, name: str, value: float) -> None:
+    """With the most that it may be, before anything connects."""
+    with pytest.raises(ConfigError, match=rf"{name}=.* should be at most "):
+        cls(**{name: value})

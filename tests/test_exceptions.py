@@ -186,3 +186,20 @@ def test_connection_failed_is_worth_another_try_unless_said_otherwise() -> None:
     """A wrong password is final, a broker that is down is not."""
     assert not exceptions.ConnectionFailed("down").is_final
     assert exceptions.ConnectionFailed("refused", is_final=True).is_final
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "shown"),
+    [
+        ("plain, also \u00fcml\u00e4uts", "", "plain, also \u00fcml\u00e4uts"),
+        ("\x1b[2J", "", "\\x1b[2J"),
+        ("a\nCRITICAL b", "", "a\\nCRITICAL b"),
+        ("two\nlines\r", "\n", "two\nlines\\r"),
+        ("\u009b2J", "", "\\x9b2J"),
+    ],
+)
+def test_control_characters_of_strangers_are_shown_and_not_obeyed(
+    text: str, keep: str, shown: str
+) -> None:
+    """By a terminal, or by whoever reads a log line by line."""
+    assert shown == exceptions.printable(text, keep)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,16 +22,18 @@ from tavrida.envelope import ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
     Delivery,
+    Differences,
     Done,
     Events,
     OnDelivery,
     Publication,
     QueueState,
     Transport,
+    undeclared,
 )
 from tavrida.testing import faults
 from tavrida.testing.faults import Operation
-from tavrida.topology import Topology
+from tavrida.topology import Binding, Exchange, Queue, Topology
 
 LOG = logging.getLogger(__name__)
 
@@ -58,7 +60,9 @@ class _Link:
     def is_up(self) -> bool:
         return not self.lost.done()
 
-    async def until_lost(self, action: Coroutine[Any, Any, Result]) -> Result:
+    async def until_lost(
+        self, action: Coroutine[Any, Any, Result] | asyncio.Task[Result]
+    ) -> Result:
         """Return what the action returns, or raise ConnectionFailed at the loss."""
         task = asyncio.ensure_future(action)
         either: set[asyncio.Future[Any]] = {task, self.lost}
@@ -69,6 +73,11 @@ class _Link:
         finally:
             task.cancel()
         raise exceptions.ConnectionFailed(f"the connection was lost: {self.lost.result()}")
+
+
+def _give_back(getting: asyncio.Task[Delivery | None]) -> None:
+    if not getting.cancelled() and not getting.exception() and (got := getting.result()):
+        got.requeue()
 
 
 @dataclass(slots=True, eq=False)
@@ -179,6 +188,10 @@ class FaultyTransport(Transport):
     def check_url(cls, url: str) -> None:
         faults.named(url)
 
+    @property
+    def can_publish(self) -> bool:
+        return self._ready.is_set() and self._link.inner.can_publish
+
     # -- connecting
 
     async def open(self, attempts: int) -> None:
@@ -244,6 +257,21 @@ class FaultyTransport(Transport):
                 raise
             await self._ready.wait()  # the next connection has declared it
 
+    async def compare(self, thing: Queue | Exchange) -> Differences | None:
+        await self._ready.wait()
+        return await self._link.until_lost(self._link.inner.compare(thing))
+
+    async def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
+        await self._ready.wait()
+        await self._link.until_lost(self._link.inner.rebind(old, new))
+        self._topologies = undeclared(self._topologies, bindings=old)
+        self._topologies[Topology(bindings=tuple(new))] = None
+
+    async def delete(self, queue: str) -> None:
+        await self._ready.wait()
+        await self._link.until_lost(self._link.inner.delete(queue))
+        self._topologies = undeclared(self._topologies, queue)
+
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
         await self._ready.wait()
         link = self._link
@@ -268,7 +296,12 @@ class FaultyTransport(Transport):
     async def get(self, queue: str) -> Delivery | None:
         await self._ready.wait()
         link = self._link
-        inner = await link.until_lost(link.inner.get(queue))
+        getting = asyncio.create_task(link.inner.get(queue))
+        try:
+            inner = await link.until_lost(getting)
+        except asyncio.CancelledError:  # it may have come in the same turn
+            getting.add_done_callback(_give_back)
+            raise
         return None if inner is None else FaultyDelivery.of(self, link, inner)
 
     async def reply_queue(self, on_delivery: OnDelivery) -> str:

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import re
 import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -22,11 +25,13 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from tavrida import discovery, dispatcher, exceptions
 from tavrida.config import ConnectionConfig
+from tavrida.plugins.transports import reconnecting
 from tavrida.server import Server
 from tavrida.service import ServiceController
 from tests.broker.conftest import EXCHANGE, QUEUE, Connect, Serve
 from tests.processes import Program
 from tests.rabbitmq import Node
+from tests.transports.bench import Bench
 from tests.waiting import DEADLINE, eventually
 
 
@@ -197,6 +202,106 @@ def test_a_node_that_is_down_is_passed_over(serve: Serve, connect: Connect, amqp
     both = ConnectionConfig(url=(dead, amqp_url, dead), async_engine=True, retry_delay=0.05)
     serve(Service, config=both)
     assert {"n": 1} == connect("svc", config=both).svc.ok(n=1).call(timeout=DEADLINE).payload
+
+
+def test_a_node_that_refuses_us_does_not_keep_us_from_the_others(amqp_url: str) -> None:
+    """One node of a cluster may be set up wrongly; the order of trying is random."""
+    wrong = amqp_url.replace("guest:guest@", "guest:wrong@")
+    config = ConnectionConfig(url=(wrong, amqp_url), connection_attempts=1)
+    for _ in range(6):
+        with _client(config) as client, pytest.raises(exceptions.ServiceUnavailable):
+            client.svc.ok().cast()
+
+
+def test_when_no_node_takes_us_the_refusal_is_told_and_not_the_node_that_is_down(
+    amqp_url: str,
+) -> None:
+    """A wrong password does not get better by waiting for the other node."""
+    wrong = amqp_url.replace("guest:guest@", "guest:wrong@")
+    dead = f"amqp://guest:guest@127.0.0.1:{_closed_port()}/%2F"
+    for _ in range(4):
+        server = Server(ConnectionConfig(url=(wrong, dead)), QUEUE, EXCHANGE, [Service])
+        with pytest.raises(exceptions.ConnectionFailed, match="refused user 'guest'"):
+            server.start()
+
+
+@pytest.mark.parametrize(("silence", "is_said_again"), [(60.0, False), (0.0, True)])
+def test_why_a_server_waits_is_logged_once_and_then_sparsely(
+    silence: float,
+    is_said_again: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However often it tries; the log of a night without a broker stays small."""
+    monkeypatch.setattr(reconnecting, "SILENCE", silence)
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        config = ConnectionConfig(
+            "127.0.0.1", port=broker.getsockname()[1], retry_delay=0.01, max_retry_delay=0.02
+        )
+        server = Server(config, QUEUE, EXCHANGE, [Service])
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        for _ in range(8):
+            broker.accept()[0].close()
+        server.request_stop()
+        starting.join(DEADLINE)
+    said = [record.message for record in caplog.records if "before it was open" in record.message]
+    assert re.fullmatch(r"RabbitMQ at \S+ closed .* Trying again, now in 0\.0 s\.", said[0])
+    assert is_said_again is (len(said) > 1)
+
+
+def test_a_handler_that_runs_into_the_brokers_consumer_timeout_is_warned_of(
+    serve: Serve, connect: Connect, config: ConnectionConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, by name and with what to do; others are left alone."""
+    serve(Service, config=config, concurrency=3, consumer_timeout=0.9)
+    client = connect("svc", config=config)
+    waiting = [client.svc.gated().future(timeout=DEADLINE) for _ in range(2)]
+    for _ in waiting:
+        assert "began" == Service.seen.get(timeout=DEADLINE)
+
+    def warnings() -> list[str]:
+        return [r.message for r in caplog.records if "consumer_timeout" in r.message]
+
+    eventually(lambda: len(warnings()) == 2)
+    for n in range(50):
+        client.svc.ok(n=n).call(timeout=DEADLINE)
+    Service.gate.set()
+    for answer in waiting:
+        answer.result(DEADLINE)
+    assert 2 == len(warnings())
+    assert re.search(
+        rf"Service\.gated \(.*\) has had a message of queue {QUEUE} for \d s\. .* Split the work",
+        warnings()[0],
+    )
+
+
+@pytest.mark.slow
+def test_the_broker_takes_a_message_back_from_a_handler_that_runs_for_too_long(
+    serve: Serve,
+    connect: Connect,
+    own: ConnectionConfig,
+    own_node: Node,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the warning is about: the message is handled again meanwhile, and all goes on."""
+    for name, value in (("consumer_timeout", 2000), ("channel_tick_interval", 500)):
+        own_node.eval(f"application:set_env(rabbit, {name}, {value})")
+    try:
+        serve(Service, config=own, concurrency=3, consumer_timeout=2.0)
+        client = connect("svc", config=own)
+        client.svc.gated().cast()
+        assert "began" == Service.seen.get(timeout=DEADLINE)
+        assert "began" == Service.seen.get(timeout=DEADLINE)
+        Service.gate.set()
+        assert {"n": 1} == client.svc.ok(n=1).call(timeout=DEADLINE).payload
+    finally:
+        own_node.eval("application:set_env(rabbit, consumer_timeout, 1800000)")
+        own_node.eval("application:set_env(rabbit, channel_tick_interval, 60000)")
+    said = [record.message for record in caplog.records]
+    warned = next(n for n, text in enumerate(said) if "Split the work" in text)
+    closed = next(n for n, text in enumerate(said) if "delivery acknowledgement" in text)
+    assert warned < closed
 
 
 @pytest.mark.parametrize(
@@ -428,3 +533,33 @@ def _closed_port() -> int:
                 continue
             return port
     raise AssertionError("no free port")
+
+
+def test_many_who_get_messages_share_one_channel(url: str) -> None:
+    """Beside the two that publish and consume."""
+    with Bench(url) as bench:
+        connection = bench.connect()
+        queue = connection.queue()
+        connection.put(queue, *[b"x"] * 10)
+
+        async def all_at_once() -> list[Any]:
+            return await asyncio.gather(*(connection.transport.get(queue) for _ in range(10)))
+
+        assert all(bench.run(all_at_once()))
+        assert 3 == len(connection.transport._connection._channels)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("how", ["ack", "requeue", "reject"])
+def test_what_was_got_is_not_kept_after_it_was_settled(url: str, how: str) -> None:
+    """Nor counted as held."""
+    with Bench(url) as bench:
+        connection = bench.connect()
+        queue = connection.queue()
+        connection.put(queue, b"x")
+        got = connection.get(queue)
+        assert got is not None
+        getattr(bench, how)(got)
+        kept = weakref.ref(got)
+        del got
+        gc.collect()
+        assert kept() is None

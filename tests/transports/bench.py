@@ -8,7 +8,7 @@ import asyncio
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +17,14 @@ from tavrida import envelope, plugins
 from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import Delivery, Events, Publication, QueueState, Transport
+from tavrida.plugins.transports import (
+    Delivery,
+    Differences,
+    Events,
+    Publication,
+    QueueState,
+    Transport,
+)
 from tavrida.topology import Binding, Exchange, Queue, Topology
 from tests.waiting import DEADLINE
 
@@ -199,6 +206,15 @@ class Connection:
     def reply_queue(self) -> tuple[str, Inbox]:
         inbox = Inbox()
         return self.bench.run(self.transport.reply_queue(inbox)), inbox
+
+    def compare(self, thing: Queue | Exchange) -> Differences | None:
+        return self.bench.run(self.transport.compare(thing))
+
+    def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
+        self.bench.run(self.transport.rebind(old, new))
+
+    def delete(self, queue: str) -> None:
+        self.bench.run(self.transport.delete(queue))
 
     def inspect(self, queue: str) -> QueueState | None:
         return self.bench.run(self.transport.inspect(queue))

@@ -5,21 +5,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from tavrida import exceptions
 from tavrida.envelope import new_id
-from tavrida.plugins.transports import Delivery, QueueState
+from tavrida.plugins.transports import Delivery, Events, QueueState
 from tavrida.topology import Binding, Exchange, Queue
 from tests.processes import Program
 from tests.transports.bench import (
@@ -240,6 +243,14 @@ def test_publications_beside_one_to_a_missing_exchange_are_unharmed(
     assert isinstance(lost.wait(), exceptions.ServiceUnavailable)
     assert [None] * 100 == [outcome.wait() for outcome in sent]
     assert numbered(100) == list(dict.fromkeys(bench.bodies_in(queue)))
+
+
+def test_a_transport_can_publish_when_it_is_open(bench: Bench) -> None:
+    """And says so."""
+    connection = bench.connection()
+    assert not bench.call(lambda: connection.transport.can_publish)
+    connection.open()
+    assert bench.call(lambda: connection.transport.can_publish)
 
 
 def test_done_is_called_once_and_on_the_loop(bench: Bench, connection: Connection) -> None:
@@ -497,6 +508,145 @@ def test_a_queue_that_exists_with_other_properties_is_a_topology_conflict(
     assert [b"stays"] == bench.bodies_in(name)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "differences"),
+    [
+        (Queue("", "classic"), Queue("", "classic"), {}),
+        (Queue("", "quorum", "d", 20), Queue("", "quorum", "d", 20), {}),
+        (
+            Queue("", "classic", "d", None, 1700),
+            Queue("", "quorum", "e", 20, 1800),
+            {
+                "x-queue-type": ("classic", "quorum"),
+                "x-dead-letter-routing-key": ("d", "e"),
+                "x-message-ttl": (1700, 1800),
+            },
+        ),
+        (
+            Queue("", "quorum", "d", 20),
+            Queue("", "classic", "d"),
+            {"x-queue-type": ("quorum", "classic"), "x-delivery-limit": (20, None)},
+        ),
+        (
+            Queue("", "quorum", "", 20),
+            Queue("", "quorum", "", 21, 1700),
+            {"x-delivery-limit": (20, 21), "x-message-ttl": (None, 1700)},
+        ),
+    ],
+    ids=["same", "same quorum", "to quorum", "to classic", "arguments"],
+)
+def test_a_queue_tells_all_that_is_different(
+    connection: Connection, old: Queue, new: Queue, differences: dict[str, tuple[object, object]]
+) -> None:
+    """Of each setting the old and the new value; nothing is changed, and what is not there is None.
+
+    What a classic queue has no use for may be told or not, and what a transport sets by itself.
+    """
+    name = new_name("queue")
+    assert connection.compare(replace(new, name=name)) is None
+    assert connection.inspect(name) is None
+    connection.declare(replace(old, name=name))
+    found = dict(connection.compare(replace(new, name=name)) or {})
+    for own in ("x-dead-letter-strategy", "x-overflow"):
+        found.pop(own, None)
+    if old.type == "classic":
+        found.pop("x-delivery-limit", None)
+    assert differences == found
+    assert {} == connection.compare(replace(old, name=name))
+
+
+def test_an_exchange_can_be_looked_for(connection: Connection) -> None:
+    """It is there, or not."""
+    exchange = connection.exchange()
+    assert {} == connection.compare(Exchange(exchange))
+    assert connection.compare(Exchange(new_name("exchange"))) is None
+
+
+def test_bindings_change_without_a_time_between(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """Whatever is published meanwhile is in one of the queues, or in both."""
+    exchange, other = connection.exchange(), connection.exchange()
+    old = connection.bound(exchange, "a.*", "b", kind=kind)
+    new = connection.queue(kind)
+    connection.declare(Binding(other, old, "a.*"))
+    bindings = [
+        [Binding(exchange, queue, key) for key in ("a.*", "b")] + [Binding(other, queue, "a.*")]
+        for queue in (old, new)
+    ]
+    publisher = bench.connect()
+    sent = [publisher.send(exchange, "a.b", body, is_mandatory=True) for body in numbered(100)]
+    connection.rebind(*bindings)
+    sent += [
+        publisher.send(each, key, body, is_mandatory=True)
+        for each, key, body in [(exchange, "b", b"100"), (other, "a.c", b"101")]
+    ]
+    assert {None} == {outcome.wait() for outcome in sent}
+    before, after = bench.bodies_in(old), bench.bodies_in(new)
+    assert {*before, *after} == set(numbered(102))
+    assert [b"100", b"101"] == after[-2:]
+    assert b"100" not in before
+    connection.rebind(*bindings)  # once more, when there is nothing left to do
+    publisher.publish(exchange, "b", b"again", is_mandatory=True)
+    assert [b"again"] == bench.bodies_in(new)
+
+
+def test_rebinding_what_does_not_exist_is_a_transport_error(connection: Connection) -> None:
+    """It names what is missing; the old binding stays, and the connection goes on."""
+    exchange = connection.exchange()
+    queue = connection.bound(exchange, "a")
+    for new in (Binding(exchange, "nowhere", "a"), Binding("nowhere", queue, "a")):
+        with pytest.raises(exceptions.TransportError, match="nowhere"):
+            connection.rebind([Binding(exchange, queue, "a")], [new])
+    connection.publish(exchange, "a", is_mandatory=True)
+
+
+def test_only_an_empty_queue_without_consumers_is_deleted(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """Its bindings go with it; its name is free for a queue of another kind."""
+    exchange = connection.exchange()
+    queue = connection.bound(exchange, "a", kind=kind)
+    connection.put(queue, b"one")
+    with pytest.raises(exceptions.TransportError, match=rf"{queue}.* 1 messages"):
+        connection.delete(queue)
+    consumer = bench.connect()
+    bench.ack(consumer.consume(queue).next())
+    eventually(lambda: connection.inspect(queue) == QueueState(0, 1))
+    with pytest.raises(exceptions.TransportError, match=rf"{queue}.* 1 consumers"):
+        connection.delete(queue)
+    consumer.close()
+    eventually(lambda: connection.inspect(queue) == QueueState(0, 0))
+    connection.delete(queue)
+    connection.delete(queue)
+    assert connection.inspect(queue) is None
+    with pytest.raises(exceptions.ServiceUnavailable):
+        connection.publish(exchange, "a", is_mandatory=True)
+    connection.declare(Queue(queue, "quorum" if kind == "classic" else "classic"))
+    connection.put(queue, b"two")
+    assert [b"two"] == bench.bodies_in(queue)
+
+
+def test_what_was_deleted_or_unbound_does_not_come_back_with_a_new_connection(
+    bench: Bench, connection: Connection, cut: Callable[[], None]
+) -> None:
+    """Though all else that was declared does."""
+    connection.may_be_lost = True
+    exchange = connection.exchange()
+    deleted, old = connection.queue(), connection.bound(exchange, "a")
+    new = connection.queue()
+    connection.rebind([Binding(exchange, old, "a")], [Binding(exchange, new, "a")])
+    connection.delete(deleted)
+    for each in bench.connections:
+        each.may_be_lost = True
+    cut()
+    connection.lost.get(timeout=DEADLINE)
+    connection.publish(exchange, "a", b"one", is_mandatory=True)
+    assert connection.inspect(deleted) is None
+    assert QueueState(0, 0) == connection.inspect(old)
+    assert QueueState(1, 0) == connection.inspect(new)
+
+
 @pytest.mark.parametrize("missing", ["exchange", "queue"])
 def test_binding_what_does_not_exist_is_a_transport_error(
     connection: Connection, missing: str
@@ -707,7 +857,8 @@ def test_messages_can_be_got_beside_a_consumer_beyond_its_prefetch(
     connection.put(queue, *numbered(5))
     inbox = connection.consume(queue, 1)
     assert b"0" == inbox.next().body
-    assert [b"1", b"2"] == [each.body for each in map(connection.get, [queue] * 2) if each]
+    got = [connection.get(queue) for _ in range(2)]  # kept, as by whoever handles them
+    assert [b"1", b"2"] == [each.body for each in got if each]
     eventually(lambda: connection.inspect(queue) == QueueState(2, 1))
 
 
@@ -728,6 +879,47 @@ def test_several_may_get_from_a_queue_at_the_same_time(bench: Bench, kind: str) 
     found = bench.run(all_at_once())
     assert 19 == len(set(found))
     assert set(found) <= set(numbered(20))
+
+
+def test_giving_up_to_get_a_message_harms_no_other_one(bench: Bench, kind: str) -> None:
+    """Neither one that somebody waits for nor one that was got before."""
+    connection = bench.connect()
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(3))
+    held = connection.get(queue)
+    assert held is not None
+
+    async def two() -> Delivery | None:
+        first, second = (asyncio.create_task(connection.transport.get(queue)) for _ in range(2))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([first, second])
+        assert second.cancelled()
+        return first.result()
+
+    got = bench.run(two())
+    assert got is not None
+    assert (b"1", True) == (got.body, held.is_live)
+
+
+def test_a_message_that_is_got_for_nobody_goes_back(bench: Bench, kind: str) -> None:
+    """Whenever the one who asked for it gave up."""
+    connection = bench.connect()
+    queue = connection.queue(kind)
+    connection.put(queue, b"one")
+
+    async def give_up_after(turns: int) -> None:
+        asked = asyncio.create_task(connection.transport.get(queue))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            if (got := await asked) is not None:
+                got.requeue()
+
+    for turns in range(8):
+        bench.run(give_up_after(turns))
+        eventually(lambda: connection.inspect(queue) == QueueState(1, 0))
 
 
 def test_getting_from_a_queue_that_does_not_exist_is_a_transport_error(
@@ -1697,6 +1889,18 @@ def test_a_reply_queue_does_not_outlive_a_loss(bench: Bench, cut: Callable[[], N
     eventually(lambda: is_gone(connection, name), PROMPT)
     connection.publish("", other, b"answer", is_mandatory=True)
     assert b"answer" == inbox.next().body
+
+
+def test_nothing_can_be_published_without_a_connection(
+    bench: Bench, cut: Callable[[], None]
+) -> None:
+    """A transport says so, from the loss to the next connection."""
+    transport, told = bench.connect().transport, SimpleQueue[bool]()
+    transport.events = Events(lambda reason: told.put(transport.can_publish), print)
+    expect_loss(bench)
+    cut()
+    assert told.get(timeout=DEADLINE) is False
+    eventually(lambda: bench.call(lambda: transport.can_publish))
 
 
 def expect_loss(bench: Bench) -> None:

@@ -8,15 +8,15 @@ The scheme of ``[connection] url`` is the name of the plugin.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
-from tavrida.topology import Topology
+from tavrida.topology import Binding, Exchange, Queue, Topology
 
 #: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
 MAX_PROPERTIES = 120_000
@@ -76,6 +76,11 @@ class QueueState:
     consumers: int
 
 
+#: What is different about a queue or exchange: by the name that AMQP has for it, what it is and
+#: what it should be, None where it is not set.
+Differences = Mapping[str, tuple[object, object]]
+
+
 @dataclass(frozen=True, slots=True)
 class Events:
     """What a transport tells its owner, on the loop."""
@@ -93,6 +98,9 @@ class Transport(abc.ABC):
     again after each reconnect, before publications go on.
     """
 
+    #: True where the broker takes back what a consumer has not settled for long.
+    has_consumer_timeout: ClassVar[bool] = False
+
     def __init__(
         self, config: ConnectionConfig, loop: LoopThread, name: str, events: Events
     ) -> None:
@@ -104,9 +112,23 @@ class Transport(abc.ABC):
         #: Why there is no connection, "" where there is one or nothing was tried yet.
         self.trouble = ""
 
+    @classmethod
+    def check(cls, config: ConnectionConfig) -> None:
+        """Raise ConfigError for settings that can never work. Called before anything connects."""
+        for url in config.urls:
+            cls.check_url(url)
+
     @classmethod  # noqa: B027 - a transport may take any url
     def check_url(cls, url: str) -> None:
-        """Raise ConfigError for a url that can never work. Called before anything connects."""
+        """Raise ConfigError for a url that can never work; ``check`` calls it for each."""
+
+    @property
+    @abc.abstractmethod
+    def can_publish(self) -> bool:
+        """False while nothing can be published: no connection, or the broker blocks publishers.
+
+        True is no promise: a broker may tell only of a publication that it does not take.
+        """
 
     @abc.abstractmethod
     async def open(self, attempts: int) -> None:
@@ -123,6 +145,38 @@ class Transport(abc.ABC):
 
         Raises:
             TopologyConflict: one exists with other properties; names both.
+        """
+
+    @abc.abstractmethod
+    async def compare(self, thing: Queue | Exchange) -> Differences | None:
+        """Return how one that exists differs from this; None where there is none of that name.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile.
+            TransportError: the broker does not let us look.
+        """
+
+    @abc.abstractmethod
+    async def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
+        """Make the new bindings, then remove the old ones; those that are not there are no error.
+
+        Never is there a time without either. What is published between the two may go both ways.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile; any part of it may be done.
+            TransportError: a queue or an exchange does not exist, or the broker refuses.
+        """
+
+    @abc.abstractmethod
+    async def delete(self, queue: str) -> None:
+        """Delete a queue that is empty and has no consumers; none of that name is no error.
+
+        RabbitMQ cannot make sure of it for a quorum queue: what is published to it just between
+        the last look and the deletion goes with it.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile; it may be done.
+            TransportError: it has messages or consumers, or the broker does not let us.
         """
 
     @abc.abstractmethod
@@ -168,9 +222,10 @@ class Transport(abc.ABC):
         """Send a message; ``done`` is called exactly once, within ``publish_timeout``.
 
         ``done`` gets None when the broker confirmed it, ServiceUnavailable when it is mandatory
-        and no queue takes it or the exchange does not exist, PublishFailed when the broker
-        refused it, PublishTimeout when there was no confirm in time. A message without a confirm
-        is sent again, with the same ``message_id``, on the next connection.
+        and no queue takes it or the exchange does not exist, PublishFailed when the broker can
+        never take it, PublishTimeout when there was no confirm in time. A message without a
+        confirm is sent again, with the same ``message_id``, on the next connection; one that the
+        broker refused for now, soon.
         """
 
     @abc.abstractmethod
@@ -196,3 +251,44 @@ def no_exchange(publication: Publication) -> exceptions.ServiceUnavailable:
         f"{publication.exchange!r} (routing key {publication.routing_key!r}) does not exist. "
         "Was the service ever started, and is this the exchange that it uses?"
     )
+
+
+#: What to do about a conflict.
+_REMEDIES = {
+    "queue": "Set it in the configuration as it is; or stop the services of this queue and have it "
+    "changed, with the messages in it, by 'tavrida topology apply' ('tavrida topology plan' says "
+    "what that would do).",
+    "exchange": "Use another name; or delete the exchange when nobody uses it, and start again.",
+}
+
+
+def conflict(kind: str, name: str, differences: Differences) -> exceptions.TopologyConflict:
+    """Return the error of a queue or exchange (``kind``) that exists and differs."""
+    told = ", ".join(
+        f"{what} is {old!r}, wanted is {new!r}" for what, (old, new) in differences.items()
+    )
+    return exceptions.TopologyConflict(
+        f"{kind} {name!r} exists already with other properties: {told}. {_REMEDIES[kind]}"
+    )
+
+
+def in_use(queue: str, state: QueueState) -> exceptions.TransportError:
+    """Return the error of a queue that should be deleted and is still needed."""
+    return exceptions.TransportError(
+        f"queue {queue!r} is not deleted: it has {state.messages} messages and {state.consumers} "
+        "consumers"
+    )
+
+
+def undeclared(
+    topologies: Iterable[Topology], queue: str = "", bindings: Collection[Binding] = ()
+) -> dict[Topology, None]:
+    """Return what is to be declared again after a loss, without what was removed meanwhile."""
+    return {
+        Topology(
+            each.exchanges,
+            tuple(q for q in each.queues if q.name != queue),
+            tuple(b for b in each.bindings if b.queue != queue and b not in bindings),
+        ): None
+        for each in topologies
+    }

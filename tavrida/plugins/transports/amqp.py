@@ -24,18 +24,19 @@ import re
 import secrets
 import socket
 import struct
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+import weakref
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pika
 import pika.compat
+import pika.credentials
 import pika.data
 import pika.exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
@@ -45,16 +46,23 @@ from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
     MAX_PROPERTIES,
+    Differences,
     Done,
     Events,
     OnDelivery,
     Publication,
     QueueState,
+    conflict,
+    in_use,
     no_exchange,
+    passwords,
+    refusals,
+    tls,
+    undeclared,
     unroutable,
 )
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
-from tavrida.topology import Queue, Topology
+from tavrida.topology import Binding, Exchange, Queue, Topology
 
 LOG = logging.getLogger(__name__)
 
@@ -67,12 +75,20 @@ CLOSE_TIMEOUT = 5.0
 #: AMQP has 16 bits for it.
 MAX_PREFETCH = 65_535
 
+#: Seconds between two looks whether the exchanges of what is consumed are still there.
+GUARD_PAUSE = 5.0
+
+#: Seconds until a message that the broker refused is sent again.
+REFUSAL_PAUSE = 1.0
+
 #: 404 NOT_FOUND, of AMQP 0-9-1: here, an exchange that does not exist.
 _NOT_FOUND = 404
 _ACCESS_REFUSED = 403
 _PRECONDITION_FAILED = 406
 
-_AMQP_VALUE = re.compile(r"the value '(.*?)' of type '\w+'")
+_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
+_AMQP_VALUE = re.compile(r"the value '(.*?)' of type '(\w+)'")
+_INTEGERS = ("signedint", "unsignedint", "long", "short", "byte")
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>queue|exchange) '(?P<thing>[^']+)'.*"
     r"received (?P<new>.+) but current is (?P<old>.+)"
@@ -112,7 +128,7 @@ pika.data.decode_value = _decode_any_value
 pika.data.decode_short_string = _decode_any_text
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class AMQPDelivery:
     """A delivery. Its channel is its generation: tags mean nothing on a later one."""
 
@@ -148,6 +164,14 @@ class AMQPDelivery:
         if self.is_live:
             self.is_settled = True
             self.channel.basic_reject(self.tag, requeue=False)
+
+
+#: What a broker that returns a message says of it: message id, exchange, routing key.
+_Route = tuple[str | None, str, str]
+
+
+def _route(publication: Publication) -> _Route:
+    return publication.properties.message_id, publication.exchange, publication.routing_key
 
 
 @dataclass(slots=True, eq=False)
@@ -217,7 +241,11 @@ class _Channel:
         async with self._one_get:  # pika allows no second one before the first is answered
             self._getting = self._future()
             self.pika.basic_get(queue, self._got)
-            answer = await self._getting
+            try:
+                answer = await self._getting
+            except asyncio.CancelledError:
+                self.pika.close()  # the message may be on its way to nobody: so it goes back
+                raise
         return answer if len(answer) > 1 else None
 
     def _got(self, *answer: Any) -> None:
@@ -233,6 +261,8 @@ class AMQPTransport(ReconnectingTransport):
     there is one way of recovery and never a silent consumer.
     """
 
+    has_consumer_timeout = True
+
     def __init__(
         self, config: ConnectionConfig, loop: LoopThread, name: str, events: Events
     ) -> None:
@@ -243,35 +273,49 @@ class AMQPTransport(ReconnectingTransport):
         self._consumers: list[_Consumer] = []
         self._consuming: _Channel | None = None
         self._getting: _Channel | None = None
-        # By queue: what was taken by `get` and, as far as we know, is not settled.
-        self._held: defaultdict[str, list[AMQPDelivery]] = defaultdict(list)
+        # By queue: what was taken by `get`, while somebody else keeps it.
+        self._held: defaultdict[str, weakref.WeakSet[AMQPDelivery]] = defaultdict(weakref.WeakSet)
         self._publishing: _Channel | None = None
         self._outbox: deque[_Sending] = deque()
         self._unconfirmed: dict[int, _Sending] = {}
         self._last_tag = 0
-        self._returned: set[str] = set()
+        self._returned: Counter[_Route] = Counter()
+        # Exchanges that are there, as far as we know: a message to one that is not would close
+        # the channel, and have all others that are on their way sent twice.
+        self._exchanges = {""}
+        self._looking_for: asyncio.Task[None] | None = None
         # Publications of which one made the broker close the channel: they go one at a time.
         self._suspects = 0
+        # What the broker refused, and the moment to send it again, over a channel that is new.
+        self._refused: list[_Sending] = []
+        self._renewal: asyncio.TimerHandle | None = None
+        self._is_renewing = False
+        self._guard: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     @classmethod
+    def check(cls, config: ConnectionConfig) -> None:
+        super().check(config)
+        passwords.check(config)
+        tls.check(config)
+
+    @classmethod
     def check_url(cls, url: str) -> None:
-        parts = urlsplit(url)
-        try:
-            pika.URLParameters(url)
-            if parts.hostname and parts.port != 0:
-                return
-            why = "its port is 0" if parts.hostname else "it has no host"
-        except (ValueError, TypeError) as error:
-            why = str(error)
-        raise exceptions.ConfigError(
-            f"[connection] url {redact(url)} cannot be used: {why}. Write it as "
-            "amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
-        )
+        why = _fault_of(url)
+        if why:
+            raise exceptions.ConfigError(
+                f"[connection] url {redact(url)} cannot be used: {why}. Write it as "
+                "amqp://USER:PASSWORD@HOST:PORT/VIRTUAL_HOST"
+            )
+
+    @property
+    def can_publish(self) -> bool:
+        return super().can_publish and not self._is_blocked
 
     # -- connecting
 
     async def _connect_to(self, url: str) -> None:
+        parameters = await self._parameters(url)
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ended = asyncio.Event()
 
@@ -283,10 +327,10 @@ class AMQPTransport(ReconnectingTransport):
         def on_error(connection: Any, error: BaseException | str) -> None:
             ended.set()
             if not opened.done():
-                opened.set_exception(_connection_failed(url, error))
+                opened.set_exception(refusals.refusal(parameters, error))
 
         connection = AsyncioConnection(
-            self._parameters(url),
+            parameters,
             on_open_callback=on_open,
             on_open_error_callback=on_error,
             on_close_callback=self._on_connection_closed,
@@ -296,12 +340,13 @@ class AMQPTransport(ReconnectingTransport):
             await opened
         except asyncio.CancelledError:
             # Half open: pika has to see the end of what it began.
-            connection.close()
+            _break_off(connection)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(ended.wait(), 0.2)
             raise
         self._connection = connection
         self._is_blocked = False
+        self._exchanges = {""}
         self._lost = asyncio.get_running_loop().create_future()
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -323,8 +368,21 @@ class AMQPTransport(ReconnectingTransport):
                 f"{redact(url)} was connected, but not usable: {error}"
             ) from error
 
-    def _parameters(self, url: str) -> pika.URLParameters:
-        parameters = pika.URLParameters(url)
+    async def _parameters(self, url: str) -> pika.URLParameters:
+        """Return how to connect to a node, with password and certificates as they are now."""
+        parameters = pika.URLParameters(_without_user(url))
+        if self.config.login == "certificate":
+            parameters.credentials = pika.credentials.ExternalCredentials()
+        else:
+            user, password = await passwords.user_and_password(self.config, url)
+            parameters.credentials = pika.PlainCredentials(user, password)
+        if parameters.ssl_options is not None:
+            try:
+                context = tls.context(self.config)
+            except exceptions.ConfigError as error:  # a file is just being replaced
+                raise exceptions.ConnectionFailed(str(error)) from error
+            name = self.config.tls_server_name or parameters.host
+            parameters.ssl_options = pika.SSLOptions(context, name)
         parameters.heartbeat = self.config.heartbeat
         parameters.connection_attempts = 1
         parameters.socket_timeout = self.config.socket_timeout
@@ -342,6 +400,9 @@ class AMQPTransport(ReconnectingTransport):
             await self._declare(topology)
         for consumer in self._consumers:
             await self._start_consumer(consumer)
+        if not connection.is_open:  # lost after the last answer
+            raise pika.exceptions.ConnectionWrongStateError("the connection was lost at once")
+        self._guard = asyncio.create_task(self._guard_exchanges(connection))
         self._ready.set()
         self._flush()
 
@@ -358,6 +419,8 @@ class AMQPTransport(ReconnectingTransport):
             return
         self._connection = None
         self._ready.clear()
+        if self._guard is not None:
+            self._guard.cancel()
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(_text(reason))
 
@@ -404,7 +467,8 @@ class AMQPTransport(ReconnectingTransport):
             await self._ready.wait()
 
     async def _declare(self, topology: Topology) -> None:
-        assert self._connection is not None
+        if self._connection is None:  # lost since the caller looked
+            raise pika.exceptions.ConnectionWrongStateError("the connection is lost")
         # A refusal closes the channel that asked; so it is a channel for this alone.
         channel = _Channel(self._connection, lambda channel, reason: None)
         await channel.opened
@@ -428,6 +492,82 @@ class AMQPTransport(ReconnectingTransport):
         finally:
             if amqp.is_open:
                 amqp.close()
+        self._exchanges.update(exchange.name for exchange in topology.exchanges)
+
+    async def _guard_exchanges(self, connection: AsyncioConnection) -> None:
+        """Declare again what somebody deleted: a consumer is not told, and would idle in silence.
+
+        Queues need no guard, since the broker cancels their consumers.
+        """
+        while connection.is_open:
+            await asyncio.sleep(GUARD_PAUSE)
+            try:
+                async with asyncio.timeout(self.config.publish_timeout):
+                    for topology in list(self._topologies) if self._consumers else ():
+                        await self._mend(connection, topology)
+            except (pika.exceptions.AMQPError, exceptions.TransportError, TimeoutError) as error:
+                LOG.warning("%s: cannot see to its exchanges: %r.", self.name, error)
+
+    async def _mend(self, connection: AsyncioConnection, topology: Topology) -> None:
+        for exchange in topology.exchanges:
+            if not await _has_exchange(connection, exchange.name):
+                LOG.warning(
+                    "%s: exchange %r is gone; declaring it again.", self.name, exchange.name
+                )
+                await self._declare(topology)
+
+    async def compare(self, thing: Queue | Exchange) -> Differences | None:
+        settings = _settings(thing)
+        found: dict[str, tuple[object, object]] = {}
+        async with self._asking() as connection:
+            if await _refusal(connection, thing, {"passive": True}) is not None:
+                return None
+            # The broker tells of one difference at a time: with that one as it is, of the next.
+            while (told := await _refusal(connection, thing, settings)) is not None:
+                difference = _difference(told, settings)
+                if difference is None or difference[0] in found:
+                    if found:
+                        break
+                    raise told
+                name, old, new = difference
+                found[name] = (old, new)
+                place = settings["arguments"] if name.startswith("x-") else settings
+                place[_PARAMETERS.get(name, name)] = old
+                if old is None:
+                    del place[_PARAMETERS.get(name, name)]
+        return found
+
+    async def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
+        async with self._asking() as connection, _passing(connection) as channel:
+            amqp = channel.pika
+            for method, bindings in ((amqp.queue_bind, new), (amqp.queue_unbind, old)):
+                await asyncio.gather(
+                    *(channel.ask(method, b.queue, b.exchange, b.routing_key) for b in bindings)
+                )
+        self._topologies = undeclared(self._topologies, bindings=old)
+        self._topologies[Topology(bindings=tuple(new))] = None
+
+    async def delete(self, queue: str) -> None:
+        differences = await self.compare(Queue(queue, "classic"))
+        state = await self.inspect(queue)
+        if differences is None or state is None:
+            return
+        if state.messages or state.consumers:
+            raise in_use(queue, state)
+        # RabbitMQ looks itself, but not for quorum queues: there it closes the connection.
+        is_guarded = "x-queue-type" not in differences
+        async with self._asking() as connection, _passing(connection) as channel:
+            frame = await channel.ask(
+                channel.pika.queue_delete, queue, if_unused=is_guarded, if_empty=is_guarded
+            )
+        if frame.method.message_count:
+            LOG.error(
+                "%d messages that came to queue %r in the last moment were deleted with it: some "
+                "program publishes to it by its name.",
+                frame.method.message_count,
+                queue,
+            )
+        self._topologies = undeclared(self._topologies, queue)
 
     # -- looking into queues
 
@@ -471,8 +611,7 @@ class AMQPTransport(ReconnectingTransport):
         return QueueState(frame.method.message_count, frame.method.consumer_count - held)
 
     def _held_of(self, queue: str) -> int:
-        live = self._held[queue] = [each for each in self._held[queue] if each.is_live]
-        return len(live)
+        return sum(each.is_live for each in self._held[queue])
 
     def _is_quorum(self, queue: str) -> bool:
         return any(
@@ -485,23 +624,16 @@ class AMQPTransport(ReconnectingTransport):
         got: list[AMQPDelivery] = []
         async with self._asking() as connection:
             channel = self._getting
-            if channel is None or not channel.pika.is_open:
+            if channel is None or channel.pika.is_closing or channel.pika.is_closed:
                 # A channel of its own: a queue that does not exist would end the consumers too.
                 channel = self._getting = _Channel(connection, lambda channel, reason: None)
-                await channel.opened
-            try:
-                answer = await channel.get(queue)
-            except asyncio.CancelledError:
-                channel.pika.close()  # a message that is on its way to nobody goes back
-                raise
+            await asyncio.shield(channel.opened)  # others may wait for it too
+            answer = await channel.get(queue)
             if answer is not None:
                 self._receiver(queue, got.append)(*answer)
         if not got:
             return None
-        held = self._held[queue]
-        held.append(got[0])
-        if len(held) % 1000 == 0:  # most of them were settled long ago
-            self._held_of(queue)
+        self._held[queue].add(got[0])
         return got[0]
 
     # -- consuming
@@ -521,6 +653,8 @@ class AMQPTransport(ReconnectingTransport):
         # Per consumer, not per channel: RabbitMQ 4.3 refuses the latter.
         prefetch = min(consumer.prefetch, MAX_PREFETCH)
         await channel.ask(channel.pika.basic_qos, prefetch_count=prefetch)
+        if consumer not in self._consumers:
+            return  # cancelled meanwhile: nobody would take what comes
         await channel.ask(
             channel.pika.basic_consume,
             consumer.queue,
@@ -612,9 +746,55 @@ class AMQPTransport(ReconnectingTransport):
     def _flush(self) -> None:
         """Send what waits, unless there is no one to take it."""
         while self._outbox and self._ready.is_set() and not self._is_blocked:
-            if self._suspects and self._unconfirmed:
+            if self._is_renewing or (self._suspects and self._unconfirmed):
+                return
+            exchange = self._outbox[0].publication.exchange
+            if exchange not in self._exchanges:
+                self._look_for(exchange)
                 return
             self._send(self._outbox.popleft())
+
+    def _look_for(self, exchange: str) -> None:
+        """Ask whether an exchange is there, once a connection; what waits goes on after that."""
+        if self._looking_for is None:
+            assert self._connection is not None
+            looking = self._find(self._connection, exchange)
+            self._looking_for = self.loop.loop.create_task(looking)
+
+    def _declaring(self, exchange: str) -> Topology | None:
+        """What was declared here with this exchange, if it was."""
+        for topology in self._topologies:
+            if any(each.name == exchange for each in topology.exchanges):
+                return topology
+        return None
+
+    async def _find(self, connection: AsyncioConnection, exchange: str) -> None:
+        try:
+            async with asyncio.timeout(self.config.publish_timeout):
+                is_there = await _has_exchange(connection, exchange)
+                own = self._declaring(exchange)
+                if not is_there and own is not None:
+                    await self._declare(own)
+                    is_there = True
+        except (
+            pika.exceptions.AMQPError,
+            exceptions.TransportError,
+            TimeoutError,
+            ValueError,
+            TypeError,
+        ):
+            # No connection, no name, no right: for the message itself to meet.
+            is_there = True
+        finally:
+            self._looking_for = None
+        if is_there and connection is self._connection:
+            self._exchanges.add(exchange)
+        elif not is_there:
+            missing = [s for s in self._outbox if s.publication.exchange == exchange]
+            self._outbox = deque(s for s in self._outbox if s.publication.exchange != exchange)
+            for sending in missing:
+                sending.end(no_exchange(sending.publication))
+        self._flush()
 
     def _send(self, sending: _Sending) -> None:
         assert self._publishing is not None
@@ -645,7 +825,7 @@ class AMQPTransport(ReconnectingTransport):
         if self._publishing is None or channel is not self._publishing.pika:
             return
         # RabbitMQ sends the return before the confirm of the same message.
-        self._returned.add(properties.message_id)
+        self._returned[properties.message_id, method.exchange or "", method.routing_key or ""] += 1
 
     def _on_confirm(self, channel: _Channel, frame: Any) -> None:
         if channel is not self._publishing:
@@ -662,15 +842,51 @@ class AMQPTransport(ReconnectingTransport):
                 continue  # Its deadline passed.
             self._suspects = max(0, self._suspects - 1)
             publication = sending.publication
-            error: Exception | None = None
             if not is_ack:
-                error = exceptions.PublishFailed("the broker refused the message (basic.nack)")
-            elif self._returned and publication.properties.message_id in self._returned:
-                self._returned.discard(publication.properties.message_id)
-                error = unroutable(publication)
-            sending.end(error)
+                self._send_again(sending)
+            elif self._returned and self._take_return(publication):
+                sending.end(unroutable(publication))
+            else:
+                sending.end(None)
+        if not self._unconfirmed:
+            self._returned.clear()  # of those whose deadline passed
+        if self._is_renewing:
+            self._renew()
         if self._outbox:
             self._flush()
+
+    def _send_again(self, sending: _Sending) -> None:
+        """Keep what the broker refused (basic.nack) until there is a new channel.
+
+        A channel of RabbitMQ refuses all that goes to a quorum queue whose leader was on a node
+        that is down, for as long as it is, and a new one asks the new leader.
+        """
+        self._refused.append(sending)
+        if self._renewal is None:
+            LOG.warning("%s: the broker refused a message; sending it again.", self.name)
+            self._renewal = self.loop.loop.call_later(REFUSAL_PAUSE, self._begin_renewal)
+
+    def _begin_renewal(self) -> None:
+        self._renewal = None
+        if self._refused:
+            self._is_renewing = True
+            self._renew()
+
+    def _renew(self) -> None:
+        """Close the channel, once nothing is on its way over it that would be sent twice."""
+        channel = self._publishing
+        if not self._unconfirmed and channel is not None and channel.pika.is_open:
+            self._ready.clear()
+            channel.pika.close()
+
+    def _take_return(self, publication: Publication) -> bool:
+        """Tell whether a message was returned, and forget about it."""
+        route = _route(publication)
+        if not publication.is_mandatory or route not in self._returned:
+            return False
+        self._returned[route] -= 1
+        self._returned += Counter()  # without those that are zero
+        return True
 
     def _on_publishing_closed(self, channel: _Channel, reason: BaseException) -> None:
         """Find out which publication the broker objected to; the others are sent again."""
@@ -686,14 +902,19 @@ class AMQPTransport(ReconnectingTransport):
         is_objection = isinstance(reason, pika.exceptions.ChannelClosedByBroker)
         culprits: list[_Sending] = []
         if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-            culprits = [
-                s for s in sent if f"exchange '{s.publication.exchange}'" in reason.reply_text
-            ]
+            culprits = [s for s in sent if _is_named_in(reason.reply_text, s.publication)]
             if not culprits and len(sent) == 1:
                 culprits = sent
-        others = [sending for sending in sent if sending not in culprits]
+        self._exchanges -= {culprit.publication.exchange for culprit in culprits} - {""}
+        is_suspicious = is_objection and not culprits
+        if getattr(reason, "reply_code", 0) == _NOT_FOUND:
+            # Those to exchanges that were declared here go out when these are declared again.
+            culprits = [s for s in culprits if not self._declaring(s.publication.exchange)]
+        others = [*self._refused, *(sending for sending in sent if sending not in culprits)]
+        self._refused.clear()
+        self._is_renewing = False
         self._outbox.extendleft(reversed(others))
-        self._suspects = len(others) if is_objection and not culprits else 0
+        self._suspects = len(others) if is_suspicious else 0
         for culprit in culprits:
             culprit.end(_objection(culprit.publication, reason))
         if connection is not None and connection.is_open and not self._is_closing:
@@ -718,10 +939,15 @@ class AMQPTransport(ReconnectingTransport):
             if sending.deadline > now:
                 break
             overdue.append(self._unconfirmed.pop(tag))
-            self._returned.discard(sending.publication.properties.message_id)
+            self._take_return(sending.publication)
         while self._outbox and self._outbox[0].deadline <= now:
             overdue.append(self._outbox.popleft())
-        if self._is_blocked:
+        refused = [sending for sending in self._refused if sending.deadline <= now]
+        self._refused = [sending for sending in self._refused if sending.deadline > now]
+        overdue += refused
+        if refused:
+            why = "it refused it each time (basic.nack); is its queue full, or without a leader?"
+        elif self._is_blocked:
             why = "it takes no messages now (memory or disk alarm)"
         elif self._ready.is_set():
             why = "it is connected, but did not answer"
@@ -734,12 +960,15 @@ class AMQPTransport(ReconnectingTransport):
                     f"{why}"
                 )
             )
-        if self._outbox or self._unconfirmed:
+        if self._is_renewing:
+            self._renew()
+        if self._outbox or self._unconfirmed or self._refused:
             pause = min(1.0, self.config.publish_timeout / 4)
             self._sweeper = self.loop.loop.call_later(pause, self._sweep)
 
     def _fail_all(self, error: Exception) -> None:
-        waiting = [*self._unconfirmed.values(), *self._outbox]
+        waiting = [*self._refused, *self._unconfirmed.values(), *self._outbox]
+        self._refused.clear()
         self._unconfirmed.clear()
         self._outbox.clear()
         for sending in waiting:
@@ -749,8 +978,9 @@ class AMQPTransport(ReconnectingTransport):
 
     async def close(self) -> None:
         self._is_closing = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for waiting in (self._sweeper, self._renewal, self._guard):
+            if waiting is not None:
+                waiting.cancel()
         connection = self._connection
         if connection is not None and connection.is_open and self._lost is not None:
             connection.close()
@@ -759,11 +989,105 @@ class AMQPTransport(ReconnectingTransport):
         self._fail_all(closed())
 
 
+def _break_off(connection: AsyncioConnection) -> None:
+    """End a connection that is being made, or just was."""
+    if connection.is_open:
+        connection.close()
+    elif not connection.is_closing and not connection.is_closed:
+        # close() calls this too, but in a handshake with an error that pika then stumbles over: it
+        # takes the class AMQPConnectionWorkflowAborted for an exception.
+        connection._terminate_stream(pika.exceptions.StreamLostError("given up"))  # noqa: SLF001
+
+
+async def _has_exchange(connection: AsyncioConnection, exchange: str) -> bool:
+    # No exchange closes the channel that asked; so it is a channel for this alone.
+    channel = _Channel(connection, lambda channel, reason: None)
+    try:
+        await channel.opened
+        await channel.ask(channel.pika.exchange_declare, exchange, passive=True)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        if error.reply_code == _NOT_FOUND:
+            return False
+        raise
+    finally:
+        if channel.pika.is_open:
+            channel.pika.close()
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _passing(connection: AsyncioConnection) -> AsyncIterator[_Channel]:
+    """Give a channel for one question, whose refusal costs nothing but this channel."""
+    channel = _Channel(connection, lambda channel, reason: None)
+    await channel.opened
+    try:
+        yield channel
+    finally:
+        if channel.pika.is_open:
+            channel.pika.close()
+
+
+async def _refusal(
+    connection: AsyncioConnection, thing: Queue | Exchange, settings: dict[str, Any]
+) -> pika.exceptions.ChannelClosedByBroker | None:
+    """Declare something; return why the broker does not, if it has none or a different one."""
+    async with _passing(connection) as channel:
+        amqp = channel.pika
+        declare = amqp.queue_declare if isinstance(thing, Queue) else amqp.exchange_declare
+        try:
+            await channel.ask(declare, thing.name, **settings)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if error.reply_code not in (_NOT_FOUND, _PRECONDITION_FAILED):
+                raise
+            return error
+    return None
+
+
+def _settings(thing: Queue | Exchange) -> dict[str, Any]:
+    """Return the arguments of pika's method that declares something."""
+    if isinstance(thing, Exchange):
+        return {"exchange_type": "topic", "durable": True}
+    return {"durable": True, "arguments": _arguments(thing)}
+
+
+#: What is called differently by RabbitMQ's refusals and by pika.
+_PARAMETERS = {"type": "exchange_type"}
+
+
+def _difference(
+    error: pika.exceptions.ChannelClosedByBroker, settings: dict[str, Any]
+) -> tuple[str, object, object] | None:
+    """Return name, old and new value of what a refusal to declare is about, if it says so."""
+    found = _INEQUIVALENT.search(error.reply_text)
+    if found is None:
+        return None
+    name = found["name"]
+    wanted = settings.get("arguments", settings).get(name)
+    return name, _value(found["old"], wanted), _value(found["new"], wanted)
+
+
+def _value(text: str, wanted: object) -> object:
+    """Read a value as RabbitMQ writes it, sometimes without its type: then it is the wanted's."""
+    if text == "none":
+        return None
+    typed = _AMQP_VALUE.fullmatch(text)
+    value = typed[1] if typed else text.strip("'")
+    is_number = typed[2] in _INTEGERS if typed else type(wanted) is int
+    if is_number and value.lstrip("-").isdecimal():
+        return int(value)
+    return {"true": True, "false": False}.get(value, value)
+
+
 def _arguments(queue: Queue) -> dict[str, Any]:
     arguments: dict[str, Any] = {"x-queue-type": queue.type}
     if queue.dead_letter_to:
         arguments["x-dead-letter-exchange"] = ""
         arguments["x-dead-letter-routing-key"] = queue.dead_letter_to
+        if queue.type == "quorum":
+            # Kept until the other queue has confirmed it. That is asked for by two arguments, of
+            # which the second has an effect only on queues with a limit on their length.
+            arguments["x-dead-letter-strategy"] = "at-least-once"
+            arguments["x-overflow"] = "reject-publish"
     if queue.delivery_limit is not None:
         arguments["x-delivery-limit"] = queue.delivery_limit
     if queue.message_ttl is not None:
@@ -823,14 +1147,30 @@ def _text(reason: BaseException) -> str:
     return f"{type(reason).__name__} {reason}".strip()
 
 
+def _is_named_in(objection: str, publication: Publication) -> bool:
+    """Tell whether what the broker says when it closes a channel is about this message."""
+    too_large = _TOO_LARGE.search(objection)
+    if too_large is not None:
+        return len(publication.body) > int(too_large["limit"])
+    return f"exchange '{publication.exchange}'" in objection
+
+
 def _objection(publication: Publication, reason: BaseException) -> Exception:
     """Why the broker closed the channel over a publication."""
-    code = getattr(reason, "reply_code", 0)
-    if code == _NOT_FOUND:
+    text = _text(reason)
+    if getattr(reason, "reply_code", 0) == _NOT_FOUND:
         return no_exchange(publication)
+    too_large = _TOO_LARGE.search(text)
+    if too_large is not None:
+        return exceptions.PublishFailed(
+            f"the broker takes bodies of {too_large['limit']} bytes at most, that of the message "
+            f"to {publication.routing_key!r} has {len(publication.body)}: set max_message_size to "
+            "the same in [connection], so that it is refused before it is sent, or raise the "
+            "broker's"
+        )
     return exceptions.PublishFailed(
         f"the broker refused a message to exchange {publication.exchange!r}, routing key "
-        f"{publication.routing_key!r}: {_text(reason)}"
+        f"{publication.routing_key!r}: {text}"
     )
 
 
@@ -844,52 +1184,24 @@ def _conflict(error: pika.exceptions.ChannelClosedByBroker) -> exceptions.Transp
     found = _INEQUIVALENT.search(error.reply_text)
     if found is None:
         return exceptions.TopologyConflict(f"cannot declare: {error.reply_text}")
-    old, new = (_AMQP_VALUE.sub(r"'\1'", found[key]) for key in ("old", "new"))
-    return exceptions.TopologyConflict(
-        f"{found['kind']} {found['thing']!r} exists already with other properties: "
-        f"{found['name']} is {old}, wanted is {new}. Set it in the "
-        f"configuration as it is, or delete the {found['kind']} when it is empty and start again."
-    )
+    old, new = (_value(found[each], None) for each in ("old", "new"))
+    return conflict(found["kind"], found["thing"], {found["name"]: (old, new)})
 
 
-def _connection_failed(url: str, error: BaseException | str) -> exceptions.ConnectionFailed:
-    """Say in one sentence why there is no connection, and what to do."""
+def _fault_of(url: str) -> str:
+    """Return why a url can never work, or nothing."""
     parts = urlsplit(url)
-    where = (
-        f"RabbitMQ at {parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
-    )
-    vhost = pika.URLParameters(url).virtual_host
-    text = error if isinstance(error, str) else repr(error)  # str() of some of pika's is empty
-    is_refused = "403" in text or "ACCESS_REFUSED" in text
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError) and is_refused:
-        return exceptions.ConnectionFailed(
-            f"{where} refused user {parts.username!r}: wrong user name or password (or 'guest' "
-            "from another machine, which RabbitMQ does not allow)",
-            is_final=True,
-        )
-    if isinstance(error, pika.exceptions.ProbableAccessDeniedError):
-        why = "does not exist" if "not found" in text else "is closed to this user"
-        return exceptions.ConnectionFailed(
-            f"{where}: virtual host {vhost!r} {why}. The virtual host is the part "
-            "of the url after the port and a slash; a slash in its name is written %2F",
-            is_final=True,
-        )
-    if "StreamLostError" in text or "ConnectionResetError" in text:
-        return exceptions.ConnectionFailed(
-            f"{where} closed the connection before it was open; is it starting or stopping?"
-        )
-    if isinstance(error, pika.exceptions.IncompatibleProtocolError):
-        return exceptions.ConnectionFailed(f"{where} does not speak AMQP 0-9-1: {text}")
-    if "Connection refused" in text:
-        return exceptions.ConnectionFailed(
-            f"cannot reach {where}: connection refused. Is RabbitMQ running there?"
-        )
-    if "gaierror" in text:
-        return exceptions.ConnectionFailed(
-            f"cannot reach {where}: the host name {parts.hostname!r} is not known"
-        )
-    if "imeout" in text or isinstance(error, AMQPConnectorException):
-        return exceptions.ConnectionFailed(
-            f"cannot reach {where}: no answer in time (socket_timeout)"
-        )
-    return exceptions.ConnectionFailed(f"cannot reach {where}: {text}")
+    if "ssl_options" in parts.query:
+        return "ssl_options in it have no effect; set tls_ca_file and its like"
+    try:
+        pika.URLParameters(_without_user(url))
+        if not parts.hostname:
+            return "it has no host"
+        return "its port is 0" if parts.port == 0 else ""
+    except (ValueError, TypeError) as error:  # of what is not the user or the password
+        return str(error)
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

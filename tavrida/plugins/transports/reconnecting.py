@@ -21,6 +21,9 @@ LOG = logging.getLogger(__name__)
 #: Seconds. A connection that lives for less is no reason to hurry with the next one.
 SHORT_LIFE = 5.0
 
+#: Seconds until a reason to have no connection is logged again.
+SILENCE = 60.0
+
 
 class ReconnectingTransport(Transport):
     """A transport that makes a new connection when the one it has is lost.
@@ -53,6 +56,10 @@ class ReconnectingTransport(Transport):
     @abc.abstractmethod
     def _fail_all(self, error: Exception) -> None:
         """End every publication that waits for its confirm."""
+
+    @property
+    def can_publish(self) -> bool:
+        return self._ready.is_set()
 
     async def open(self, attempts: int) -> None:
         await self._connect(max(1, attempts) if attempts >= 0 else -1)
@@ -89,25 +96,36 @@ class ReconnectingTransport(Transport):
         """Try all nodes, again and again with growing pauses, until one takes us."""
         error = exceptions.ConnectionFailed(f"{self.name} may not reconnect (reconnect_attempts)")
         rounds = itertools.count() if attempts < 0 else range(attempts)
+        said: dict[str, float] = {}
         for number in rounds:
             if number:
                 pause = next(self._pauses)
-                LOG.warning("%s Trying again in %.1f s.", _sentence(error), pause)
+                _say(error, pause, said, self.loop.loop.time())
                 await asyncio.sleep(pause)
-            for url in random.sample(self.config.urls, len(self.config.urls)):
-                try:
-                    await self._connect_to(url)
-                    self._was_open = True
-                    self.trouble = ""
-                    self._connected_at = self.loop.loop.time()
-                    return
-                except exceptions.ConnectionFailed as failure:
-                    error = failure
-                    self.trouble = str(failure)
-                    # Once connected, a refusal may pass: users come back with a restored broker.
-                    if failure.is_final and not self._was_open:
-                        raise
+            failure = await self._try_nodes()
+            if failure is None:
+                return
+            # Once connected, a refusal may pass: users come back with a restored broker.
+            if failure.is_final and not self._was_open:
+                raise failure
+            error = failure
         raise error
+
+    async def _try_nodes(self) -> exceptions.ConnectionFailed | None:
+        """Try each node once; return None when one took us, else the failure that says most."""
+        failures = []
+        for url in random.sample(self.config.urls, len(self.config.urls)):
+            try:
+                await self._connect_to(url)
+            except exceptions.ConnectionFailed as failure:
+                failures.append(failure)
+                self.trouble = str(failure)
+            else:
+                self._was_open = True
+                self.trouble = ""
+                self._connected_at = self.loop.loop.time()
+                return None
+        return max(failures, key=lambda failure: failure.is_final)
 
     async def _stop_keeping(self) -> None:
         """Make no new connection any more."""
@@ -129,6 +147,11 @@ def closed() -> exceptions.ConnectionFailed:
     return exceptions.ConnectionFailed("the connection was closed by this program")
 
 
-def _sentence(error: Exception) -> str:
+def _say(error: Exception, pause: float, said: dict[str, float], now: float) -> None:
+    """Log why there is no connection: each reason once, and from time to time again."""
     text = str(error)
-    return text if text.endswith(("?", ".")) else f"{text}."
+    if text in said and now < said[text] + SILENCE:
+        return
+    said[text] = now
+    stop = "" if text.endswith(("?", ".")) else "."
+    LOG.warning("%s%s Trying again, now in %.1f s.", text, stop, pause)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,10 +24,10 @@ import msgspec
 from tavrida import exceptions
 from tavrida.entry_point import MAX_LENGTH
 from tavrida.envelope import Properties
-from tavrida.plugins.transports import QueueState
+from tavrida.plugins.transports import Differences, QueueState, conflict, in_use
 from tavrida.plugins.transports.sqlite import tables
 from tavrida.plugins.transports.sqlite.topics import matches
-from tavrida.topology import Queue, Topology
+from tavrida.topology import Binding, Exchange, Queue, Topology
 
 #: "tvrd": what SQLite's application_id says of a file that is such a bus.
 APPLICATION = 0x74767264
@@ -285,10 +285,10 @@ class Bus:
         """
         for queue in topology.queues:
             row = self._queues.get(queue.name)
-            if row is not None:
-                _compare(row, queue)
+            if row is not None and (found := _differences(row, queue)):
+                raise conflict("queue", queue.name, found)
         _check_names(topology)
-        self._check_bindings(topology)
+        self._check_bindings(topology.exchanges, topology.queues, topology.bindings)
         before = self._db.total_changes
         self._db.executemany(
             "INSERT OR IGNORE INTO exchanges VALUES (?)", [(e.name,) for e in topology.exchanges]
@@ -302,21 +302,64 @@ class Bus:
                 if q.name not in self._queues
             ],
         )
-        self._db.executemany(
-            "INSERT OR IGNORE INTO bindings SELECT ?, ?, id FROM queues WHERE name = ?",
-            [(b.exchange, b.routing_key, b.queue) for b in topology.bindings],
-        )
+        self._bind(topology.bindings)
         if self._db.total_changes != before:
             self._topology_changed()
 
-    def _check_bindings(self, topology: Topology) -> None:
-        exchanges = self._exchanges.union(each.name for each in topology.exchanges)
-        queues = self._queues.keys() | {each.name for each in topology.queues}
-        for binding in topology.bindings:
+    def _bind(self, bindings: Iterable[Binding]) -> None:
+        self._db.executemany(
+            "INSERT OR IGNORE INTO bindings SELECT ?, ?, id FROM queues WHERE name = ?",
+            [(b.exchange, b.routing_key, b.queue) for b in bindings],
+        )
+
+    def _check_bindings(
+        self,
+        new_exchanges: Iterable[Exchange],
+        new_queues: Iterable[Queue],
+        bindings: Iterable[Binding],
+    ) -> None:
+        exchanges = self._exchanges.union(each.name for each in new_exchanges)
+        queues = self._queues.keys() | {each.name for each in new_queues}
+        for binding in bindings:
             if binding.exchange not in exchanges:
                 raise exceptions.TransportError(f"there is no exchange {binding.exchange!r}")
             if binding.queue not in queues:
                 raise exceptions.TransportError(f"there is no queue {binding.queue!r}")
+
+    def compare(self, thing: Queue | Exchange) -> Differences | None:
+        """Return how a queue or exchange differs; None where there is none."""
+        if isinstance(thing, Exchange):
+            return {} if thing.name in self._exchanges else None
+        row = self._queues.get(thing.name)
+        return None if row is None else _differences(row, thing)
+
+    def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
+        """Make bindings and remove others, both at once; raises as Transport.rebind."""
+        self._check_bindings((), (), [*old, *new])
+        self._bind(new)
+        self._db.executemany(
+            "DELETE FROM bindings WHERE exchange = ? AND pattern = ?"
+            " AND queue = (SELECT id FROM queues WHERE name = ?)",
+            [(b.exchange, b.routing_key, b.queue) for b in old],
+        )
+        self._topology_changed()
+
+    def delete(self, name: str) -> None:
+        """Delete a queue that is empty and unused; raises as Transport.delete."""
+        row = self._queues.get(name)
+        if row is None:
+            return
+        self._flush()
+        (messages,) = self._db.execute(
+            "SELECT count(*) FROM entries WHERE queue = ?", (row.id,)
+        ).fetchone()
+        (consumers,) = self._db.execute(
+            "SELECT count(*) FROM consumers WHERE queue = ?", (row.id,)
+        ).fetchone()
+        if messages or consumers:
+            raise in_use(name, QueueState(messages, consumers))
+        self._delete_queue(row)
+        self._topology_changed()
 
     def make_exclusive_queue(self, session: int, name: str) -> int:
         """Return the id of a new queue that goes with its session."""
@@ -620,23 +663,27 @@ def _check_names(topology: Topology) -> None:
             )
 
 
-def _compare(row: QueueRow, wanted: Queue) -> None:
-    names = {
-        "type": "x-queue-type",
-        "dead_letter_to": "x-dead-letter-routing-key",
-        "delivery_limit": "x-delivery-limit",
-        "message_ttl": "x-message-ttl",
-    }
+#: By their names in AMQP, the settings of a queue that must not change.
+_SETTINGS = {
+    "x-queue-type": "type",
+    "x-dead-letter-routing-key": "dead_letter_to",
+    "x-delivery-limit": "delivery_limit",
+    "x-message-ttl": "message_ttl",
+}
+
+
+def _differences(row: QueueRow, wanted: Queue) -> Differences:
     if row.owner is not None:
         raise exceptions.TransportError(f"queue {wanted.name!r} belongs to another connection")
-    for field, name in names.items():
-        old, new = getattr(row.declared, field), getattr(wanted, field)
-        if old != new:
-            raise exceptions.TopologyConflict(
-                f"queue {wanted.name!r} exists already with other properties: {name} is {old!r}, "
-                f"wanted is {new!r}. Set it in the configuration as it is, or delete the queue "
-                "when it is empty and start again."
-            )
+    found = {
+        name: tuple(getattr(queue, field) for queue in (row.declared, wanted))
+        for name, field in _SETTINGS.items()
+    }
+    return {
+        name: (None if old == "" else old, None if new == "" else new)
+        for name, (old, new) in found.items()
+        if old != new
+    }
 
 
 def _taken(row: tuple[Any, ...], is_quorum: bool) -> Taken:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import sqlite3
@@ -128,6 +129,7 @@ class Store:
         self._sessions: dict[int, Callable[[str], None]] = {}
         #: Those who have a session here, or are about to.
         self._users = 0
+        self._context = contextvars.Context()
         self._is_scheduled = False
         self._is_closed = False
         self._busy_since: float | None = None
@@ -253,11 +255,23 @@ class Store:
             found = bus.queue_named(queue, session)
             return found, bus.take(session, found, 1)
 
-        found, taken = await self.ask(take)
-        if not taken:
-            return None
-        settler = Consumer(session, found, 0, True, lambda consumer, taken: None, unsettled=1)
-        return settler, taken[0]
+        def of(asked: asyncio.Future[tuple[int, list[Taken]]]) -> tuple[Consumer, Taken] | None:
+            found, taken = asked.result()
+            settler = Consumer(session, found, 0, True, lambda consumer, taken: None, unsettled=1)
+            return (settler, taken[0]) if taken else None
+
+        def give_back(asked: asyncio.Future[tuple[int, list[Taken]]]) -> None:
+            with contextlib.suppress(exceptions.TransportError, asyncio.CancelledError):
+                if (got := of(asked)) is not None:
+                    self.settle(got[0], got[1].id, Bus.give_back)
+
+        asked = asyncio.ensure_future(self.ask(take))
+        try:
+            await asyncio.wait([asked])
+        except asyncio.CancelledError:  # it may be taken already
+            asked.add_done_callback(give_back)
+            raise
+        return of(asked)
 
     async def consume_exclusively(
         self, session: int, queue: str, hand_over: Callable[[Consumer, Taken], None]
@@ -291,7 +305,8 @@ class Store:
         """Have a turn soon, together with whatever else is asked for until then."""
         if not self._is_scheduled and not self._is_closed:
             self._is_scheduled = True
-            self._loop.loop.call_soon(self._turn)
+            # Not in the context of whoever happens to ask first.
+            self._loop.loop.call_soon(self._turn, context=self._context)
 
     def _turn(self) -> None:
         self._is_scheduled = False

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -21,18 +22,20 @@ from tavrida.envelope import MAX_EXPIRATION, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
     MAX_PROPERTIES,
+    Differences,
     Done,
     Events,
     OnDelivery,
     Publication,
     QueueState,
+    undeclared,
 )
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.plugins.transports.sqlite.bus import Bus, Taken, encode
 from tavrida.plugins.transports.sqlite.database import Busy
 from tavrida.plugins.transports.sqlite.place import Place
 from tavrida.plugins.transports.sqlite.store import BUSY_PAUSE, Consumer, Sending, Store
-from tavrida.topology import Topology
+from tavrida.topology import Binding, Exchange, Queue, Topology
 
 LOG = logging.getLogger(__name__)
 
@@ -109,10 +112,6 @@ class SQLiteTransport(ReconnectingTransport):
         self, config: ConnectionConfig, loop: LoopThread, name: str, events: Events
     ) -> None:
         super().__init__(config, loop, name, events)
-        if len(config.urls) != 1:
-            raise exceptions.ConfigError(
-                "[connection] url names several databases, and a bus is one file: leave one"
-            )
         self._place = Place.parse(config.urls[0])
         self._connection: _Connection | None = None
         self._topologies: dict[Topology, None] = {}
@@ -122,6 +121,14 @@ class SQLiteTransport(ReconnectingTransport):
         self._unconfirmed: dict[Sending, None] = {}
         self._all_confirmed = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def check(cls, config: ConnectionConfig) -> None:
+        super().check(config)
+        if len(config.urls) != 1:
+            raise exceptions.ConfigError(
+                "[connection] url names several databases, and a bus is one file: leave one"
+            )
 
     @classmethod
     def check_url(cls, url: str) -> None:
@@ -188,6 +195,21 @@ class SQLiteTransport(ReconnectingTransport):
                 del self._topologies[topology]
                 raise
             await self._ready.wait()  # where it was declared again
+
+    async def compare(self, thing: Queue | Exchange) -> Differences | None:
+        connection = await self._connected()
+        return await connection.store.ask(lambda bus: bus.compare(thing))
+
+    async def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
+        connection = await self._connected()
+        await connection.store.ask(lambda bus: bus.rebind(old, new))
+        self._topologies = undeclared(self._topologies, bindings=old)
+        self._topologies[Topology(bindings=tuple(new))] = None
+
+    async def delete(self, queue: str) -> None:
+        connection = await self._connected()
+        await connection.store.ask(lambda bus: bus.delete(queue))
+        self._topologies = undeclared(self._topologies, queue)
 
     async def _connected(self) -> _Connection:
         await self._ready.wait()

@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""The kill switch: pauses a queue whose messages fail, and tries again later."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from tavrida.loop import LoopThread
+from tavrida.turns import Gate, Turns
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """When a queue is paused: ``share`` of its last ``window`` messages failed.
+
+    ``pause`` is in seconds.
+    """
+
+    share: float
+    window: int
+    pause: float
+
+
+class KillSwitch:
+    """Watches how the messages of one queue end; ``gate`` is what it shuts.
+
+    After the pause it lets in one message at a time: when one succeeds, all may come, and when one
+    fails, it pauses again. What was taken from the broker meanwhile is kept here and not given
+    back: it would only count as one more delivery in vain. All methods are called on the loop.
+    """
+
+    def __init__(
+        self, queue: str, threshold: Threshold, loop: LoopThread, turns: Turns[Any]
+    ) -> None:
+        self.gate: Gate[Any] = Gate()
+        self._queue = queue
+        self._threshold = threshold
+        self._loop = loop
+        self._turns = turns
+        self._ends: deque[bool] = deque(maxlen=threshold.window)
+
+    @property
+    def is_paused(self) -> bool:
+        """True while nothing is let in."""
+        return self.gate.limit == 0
+
+    def note(self, error: BaseException | None) -> None:
+        """Note how a message ended: with this failure, or well."""
+        if self.is_paused:
+            return  # it had begun before
+        is_trial = self.gate.limit == 1
+        if is_trial and error is None:
+            LOG.warning("Queue %s is handled again: a message succeeded.", self._queue)
+            self._open(math.inf)
+        self._ends.append(error is not None)
+        failures = sum(self._ends)
+        is_over = failures >= self._threshold.share * self._threshold.window
+        if error is not None and (is_trial or is_over):
+            self._pause(failures, error)
+
+    def _pause(self, failures: int, error: BaseException) -> None:
+        LOG.error(
+            "Paused queue %s for %g s (failure_pause): %d of its last %d messages failed, this one "
+            "with %s.",
+            self._queue,
+            self._threshold.pause,
+            failures,
+            len(self._ends),
+            type(error).__name__,
+        )
+        self._ends.clear()
+        self._turns.shut(self.gate)
+        self._loop.loop.call_later(self._threshold.pause, self._open, 1)
+
+    def _open(self, limit: float) -> None:
+        self.gate.limit = limit
+        self._turns.let_in(self.gate)
