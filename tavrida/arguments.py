@@ -111,7 +111,7 @@ def hints_of(function: Callable[..., Any], place: str, names: set[str]) -> dict[
         return typing.get_type_hints(
             payload_only, getattr(under, "__globals__", {}), include_extras=True
         )
-    except (AttributeError, SyntaxError, TypeError) as error:
+    except (AttributeError, IndexError, RecursionError, SyntaxError, TypeError) as error:
         raise exceptions.InvalidHandler(
             f"{place}: an annotation cannot be read: {' '.join(str(error).split())}"
         ) from None
@@ -126,17 +126,25 @@ def _shape(
     named: list[inspect.Parameter], hints: dict[str, Any], place: str
 ) -> type[msgspec.Struct]:
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    for parameter in named:
-        hint = hints.get(parameter.name, Any)
-        if parameter.default is parameter.empty:
-            fields.append((parameter.name, hint))
-        else:
-            fields.append((parameter.name, hint | msgspec.UnsetType, msgspec.UNSET))
     try:
+        for parameter in named:
+            hint = hints.get(parameter.name, Any)
+            if parameter.default is parameter.empty:
+                fields.append((parameter.name, hint))
+            else:
+                fields.append((parameter.name, hint | msgspec.UnsetType, msgspec.UNSET))
         shape = msgspec.defstruct("Payload", fields, kw_only=True)
         msgspec.convert({}, shape)
     except msgspec.ValidationError:
         pass  # An empty payload does not fit; msgspec read the annotations, which was the point.
-    except (TypeError, ValueError) as error:
-        raise exceptions.InvalidHandler(f"{place}: {error}") from None
+    except Exception as error:  # whatever an annotation does to msgspec and to "|"
+        raise exceptions.InvalidHandler(
+            f"{place}: an annotation cannot be checked: {' '.join(str(error).split())}"
+        ) from None
+    for parameter in named:
+        if parameter.name not in shape.__struct_fields__:  # msgspec leaves it out, and says nothing
+            raise exceptions.InvalidHandler(
+                f"{place}: parameter {str(parameter)!r} cannot be filled from a payload: "
+                "leave ClassVar out"
+            )
     return shape

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tavrida import exceptions, options
 from tavrida.addresses import AddressBook
 from tavrida.dispatcher import Dispatcher
@@ -40,11 +42,28 @@ def assemble(configuration: Configuration) -> Server:
     placements = []
     for service in services:
         with faults.collected(f"[service:{service.name}] "):
-            placements.append(
-                _place(service, AddressBook(service.discovery, exchanges, publishers))
-            )
+            placement = _place(service, AddressBook(service.discovery, exchanges, publishers))
+            placements.append(_with_middleware(placement, configuration))
     faults.check()
-    return Server.from_placements(configuration.connection, placements, configuration.server)
+    # The middleware is there already, made with its options.
+    settings = dataclasses.replace(
+        configuration.server, incoming_middleware=(), outgoing_middleware=()
+    )
+    return Server.from_placements(
+        configuration.connection, placements, settings, configuration.retries
+    )
+
+
+def _with_middleware(placement: Placement, configuration: Configuration) -> Placement:
+    """Put the middleware that the files name around that of the controller."""
+    made, settings = configuration.middleware, configuration.server
+    incoming = [made[name] for name in settings.incoming_middleware if name in made]
+    outgoing = [made[name] for name in settings.outgoing_middleware if name in made]
+    return dataclasses.replace(
+        placement,
+        incoming=(*incoming, *placement.incoming),
+        outgoing=(*placement.outgoing, *outgoing),
+    )
 
 
 def _place(service: ServiceSection, addresses: AddressBook) -> Placement:

@@ -104,7 +104,7 @@ class Caller:
         try:
             async with asyncio.timeout(request.time_left):
                 if self._opened is not None:
-                    await asyncio.shield(asyncio.wrap_future(self._opened))
+                    await watched(self._opened)
                 async with self._opening:
                     if not self._queue:
                         losses = self._losses
@@ -113,14 +113,19 @@ class Caller:
                             _end(answer, _interrupted(request))
                             return
                         self._queue = queue
-            if not answer.cancelled():
-                self._send(request, answer, send, self._queue)
         except TimeoutError:
             _end(answer, self._unsent(request))
-        except asyncio.CancelledError:
-            _end(answer, _interrupted(request))
+            return
+        except asyncio.CancelledError:  # the loop stops
+            _end(answer, _closed_before(request))
             raise
         except Exception as error:
+            _end(answer, error)
+            return
+        try:
+            if not answer.cancelled():
+                self._send(request, answer, send, self._queue)
+        except BaseException as error:  # also SystemExit of middleware: who waits has to hear of it
             _end(answer, error)
 
     def _send(
@@ -225,6 +230,14 @@ class Caller:
             _end(waiter.answer, _interrupted())
 
 
+def watched(opened: Future[None]) -> asyncio.Future[None]:
+    """Return what ends as ``opened`` does, and whose cancellation leaves that alone."""
+    inner = asyncio.wrap_future(opened)
+    # Seen, also where whoever waits has gone: else asyncio complains of it.
+    inner.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return asyncio.shield(inner)
+
+
 def check_time(request: Request) -> None:
     """Raise CallTimeout for a request whose deadline has passed before it is sent."""
     if request.time_left == 0:
@@ -242,9 +255,16 @@ def _interrupted(request: Request | None = None) -> exceptions.CallInterrupted:
     )
 
 
-def _end(answer: Answer, outcome: IncomingResponse | Exception) -> None:
+def _closed_before(request: Request) -> exceptions.ConnectionFailed:
+    return exceptions.ConnectionFailed(
+        f"the connection was closed by this program before the request to {request.destination} "
+        "was sent"
+    )
+
+
+def _end(answer: Answer, outcome: IncomingResponse | BaseException) -> None:
     with contextlib.suppress(InvalidStateError):  # who waited cancelled it
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
             answer.set_exception(outcome)
         else:
             answer.set_result(outcome)

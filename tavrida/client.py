@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 
 from tavrida import envelope, exceptions, plugins, proxies
 from tavrida.addresses import Address, AddressBook
-from tavrida.calls import Caller
+from tavrida.calls import Caller, watched
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
@@ -95,6 +95,7 @@ class RPCClient(_Client):
     Raises:
         WrongEntryPoint: ``service`` or ``source`` is no name.
         PluginError: there is no such serializer, or no transport for the scheme of the url.
+        ConfigError: the transport cannot work with these settings.
     """
 
     _call_class = proxies.Call
@@ -264,16 +265,15 @@ def _open_pipeline() -> _Pipeline | None:
 class _Link:
     """An open connection, and what needs one."""
 
-    def __init__(self, config: ConnectionConfig, serializers: Serializers) -> None:
-        cls = plugins.load(plugins.TRANSPORTS, config.scheme, Transport)  # type: ignore[type-abstract]
-        for url in config.urls:
-            cls.check_url(url)
+    def __init__(
+        self, transport: type[Transport], config: ConnectionConfig, serializers: Serializers
+    ) -> None:
         self.loop = LoopThread("tavrida-client")
         name = f"tavrida client@{socket.gethostname()} {os.getpid()}"
         events = Events(self._lost, self._failed)
         self._is_given_up = False
         self._process = os.getpid()
-        self.transport = cls(config, self.loop, name, events)
+        self.transport = transport(config, self.loop, name, events)
         self.publisher = Publisher(self.loop, self.transport)
         #: Ends when it is connected for the first time, or with why it is not.
         self.opened = self.loop.start(self._open(config.connection_attempts))
@@ -412,9 +412,17 @@ class _Connector:
 
     def __init__(self, config: ConnectionConfig, addresses: AddressBook, serializer: str) -> None:
         self._config = config
+        self._transport = plugins.load(
+            plugins.TRANSPORTS,
+            config.scheme,
+            Transport,  # type: ignore[type-abstract]
+        )
+        self._transport.check(config)
         self._addresses = addresses
         self._serializers = Serializers(serializer, ("json", "msgpack"))
         self._connecting = threading.Lock()
+        self._process = os.getpid()
+        self._goodbye: weakref.finalize[..., Any] | None = None
         self._link: _Link | None = None
         self._is_closed = False
 
@@ -423,23 +431,32 @@ class _Connector:
         link = self._link
         if link is not None and link.is_usable:
             return link
+        if self._process != os.getpid():
+            # Forked: a thread that is not here may have held the lock.
+            self._connecting, self._process = threading.Lock(), os.getpid()
         with self._connecting:
             if self._is_closed:
                 raise exceptions.ConnectionFailed("this client was closed: make a new one")
             if self._link is not None and not self._link.is_usable:
                 self._link.close()
                 self._link = None
+                if self._goodbye is not None:
+                    self._goodbye.detach()
             if self._link is None:
                 # In nobody's context: what it does later is not part of what happens now.
-                self._link = Context().run(_Link, self._config, self._serializers)
+                self._link = Context().run(_Link, self._transport, self._config, self._serializers)
                 # Programs that forget to close still say goodbye to the broker at their end.
-                weakref.finalize(self, self._link.close)
+                self._goodbye = weakref.finalize(self, self._link.close)
             return self._link
 
     def close(self) -> None:
+        if self._process != os.getpid():
+            self._connecting, self._process = threading.Lock(), os.getpid()
         with self._connecting:
             self._is_closed = True
             link, self._link = self._link, None
+            if self._goodbye is not None:
+                self._goodbye.detach()
         if link is not None:
             link.close()
 
@@ -513,7 +530,7 @@ class _AsyncSender(_Connector):
     """The AsyncSender of a client's proxies. Nothing of it belongs to an event loop."""
 
     async def _begun(self) -> _Link:
-        """As _begin, which may load a plugin, and closes a link that is not usable any more."""
+        """As _begin, which may have to close a link that is not usable any more."""
         link = self._link
         if link is not None and link.is_usable:
             return link
@@ -526,7 +543,7 @@ class _AsyncSender(_Connector):
             try:
                 async with asyncio.timeout(timeout):
                     # Shielded: who gives up waiting does not end it for others.
-                    await asyncio.shield(asyncio.wrap_future(link.opened))
+                    await watched(link.opened)
             except TimeoutError:
                 raise link.not_connected(timeout) from None
         address = self._address_of(message)

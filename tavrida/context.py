@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+from tavrida import exceptions
 from tavrida.dispatcher import Handler
 from tavrida.entry_point import EntryPoint
 from tavrida.messages import IncomingMessage
@@ -81,7 +82,8 @@ class LogFilter(logging.Filter):
         """Fill the record in; return True."""
         context = current()
         if not hasattr(record, "correlation_id"):
-            record.correlation_id = (context and context.correlation_id) or NOTHING
+            told = (context and context.correlation_id) or NOTHING
+            record.correlation_id = exceptions.printable(told)
         if not hasattr(record, "entry_point"):
             record.entry_point = str((context and context.entry_point) or NOTHING)
         return True

@@ -81,7 +81,9 @@ def _method(handler: Handler) -> dict[str, Any]:
 def _schema(kind: Any) -> dict[str, Any]:
     """Return the JSON Schema of a type; one that says less where a type has none."""
     try:
-        return msgspec.json.schema(kind, schema_hook=_schema_of_stranger)
+        # As what JSON has: examples and defaults may be any objects.
+        schema = msgspec.json.schema(kind, schema_hook=_schema_of_stranger)
+        return dict(msgspec.json.decode(msgspec.json.encode(schema)))
     except Exception as error:  # whatever a user's type does to msgspec
         return {"description": f"{kind}: no JSON Schema ({error})"}
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tavrida import exceptions, messages
 from tavrida.arguments import Arguments, arguments_of
 from tavrida.entry_point import EntryPoint
 from tavrida.results import Answers, answers_of, response_of
+from tavrida.retries import Retry, Said, said
 
 _SERVICE = "__tavrida_service__"
 _MARKS = "__tavrida_marks__"
@@ -23,10 +24,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a decorator says of a method: it handles this kind of message of this entry point."""
+    """What a decorator says of a method: it handles this kind of message of this entry point.
+
+    ``retry`` is what it says of trying again, if anything, and ``concurrency`` how many may run.
+    """
 
     kind: str
     entry_point: EntryPoint
+    retry: Retry | None = field(default=None, compare=False)
+    concurrency: int | None = field(default=None, compare=False)
 
 
 def rpc_service(service_name: str) -> Callable[[Class], Class]:
@@ -44,30 +50,56 @@ def rpc_service(service_name: str) -> Callable[[Class], Class]:
     return mark
 
 
-def rpc_method(service: str, method: str) -> Callable[[Function], Function]:
-    """Mark a method as the handler of requests to ``service.method``."""
-    return _marking(messages.REQUEST, service, method)
+def rpc_method(
+    service: str, method: str, *, retry: Said | None = None, concurrency: int | None = None
+) -> Callable[[Function], Function]:
+    """Mark a method as the handler of requests to ``service.method``.
+
+    ``retry`` says what happens when it fails, here and in the other decorators: a ``Retry``, a
+    number of attempts, False for none but the first. With it, calls are tried again as well;
+    True says no more than that. ``concurrency`` is how many of this handler may run side by side
+    in one process, where that is fewer than the server's.
+    """
+    return _marking(messages.REQUEST, service, method, retry, concurrency)
 
 
-def rpc_response_method(service: str, method: str) -> Callable[[Function], Function]:
+def rpc_response_method(
+    service: str, method: str, *, retry: Said | None = None, concurrency: int | None = None
+) -> Callable[[Function], Function]:
     """Mark a method as the handler of answers from ``service.method``."""
-    return _marking(messages.RESPONSE, service, method)
+    return _marking(messages.RESPONSE, service, method, retry, concurrency)
 
 
-def rpc_error_method(service: str, method: str) -> Callable[[Function], Function]:
+def rpc_error_method(
+    service: str, method: str, *, retry: Said | None = None, concurrency: int | None = None
+) -> Callable[[Function], Function]:
     """Mark a method, which takes the error and the proxy only, as that of errors from there."""
-    return _marking(messages.ERROR, service, method)
+    return _marking(messages.ERROR, service, method, retry, concurrency)
 
 
-def subscription_method(service: str, method: str) -> Callable[[Function], Function]:
+def subscription_method(
+    service: str, method: str, *, retry: Said | None = None, concurrency: int | None = None
+) -> Callable[[Function], Function]:
     """Mark a method as the handler of the notifications that ``service.method`` publishes."""
-    return _marking(messages.NOTIFICATION, service, method)
+    return _marking(messages.NOTIFICATION, service, method, retry, concurrency)
 
 
-def _marking(kind: str, service: str, method: str) -> Callable[[Function], Function]:
+def _marking(
+    kind: str, service: str, method: str, retry: Said | None, concurrency: int | None
+) -> Callable[[Function], Function]:
     if not method:
         raise exceptions.WrongEntryPoint(f"{method!r} is no name of a method")
-    mark = Mark(kind, EntryPoint(service, method))
+    entry_point = EntryPoint(service, method)
+    faults = exceptions.Faults()
+    policy = None
+    with faults.collected(f"the decorator for the {kind} of {entry_point}: "):
+        if concurrency is not None and not (
+            isinstance(concurrency, int) and not isinstance(concurrency, bool) and concurrency >= 1
+        ):
+            raise exceptions.ConfigError(f"concurrency={concurrency!r} should be a number from 1")
+        policy = None if retry is None else said(retry)
+    faults.check()
+    mark = Mark(kind, entry_point, policy, concurrency)
 
     def attach(function: Function) -> Function:
         if not inspect.isfunction(function):
@@ -79,6 +111,13 @@ def _marking(kind: str, service: str, method: str) -> Callable[[Function], Funct
         return function
 
     return attach
+
+
+def entry_points_of(cls: type) -> set[str]:
+    """Return the entry points that the decorators in a controller class name."""
+    return {
+        str(mark.entry_point) for _, function in _marked(cls) for mark in getattr(function, _MARKS)
+    }
 
 
 def is_reserved(method: str) -> bool:

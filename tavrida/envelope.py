@@ -33,6 +33,13 @@ RESERVED = frozenset(
         "source",
         "destination",
         "deadline",
+        # Of copies that are tried again.
+        "retry_attempt",
+        "retry_exchange",
+        "retry_routing_key",
+        "retry_since",
+        "retry_error",
+        "retry_crashes",
         # RabbitMQ sends a copy to whatever routing keys these two name.
         "CC",
         "BCC",
@@ -155,14 +162,10 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
     headers["request_id"] = message.request_id
     if message.destination is not None:
         headers["destination"] = str(message.destination)
-    expiration = None
     if message.deadline is not None:
-        # Milliseconds: pika cannot write the floats of AMQP's field tables.
+        # Milliseconds: pika cannot write the floats of AMQP's field tables. No expiration: the
+        # broker would move what expired to the dead letters, where nobody needs it.
         headers["deadline"] = int(1000 * message.deadline)
-        if message.message_type == messages.REQUEST:
-            # The broker drops a request that nobody can answer in time any more.
-            left = int(1000 * (message.deadline - time.time()))
-            expiration = min(max(1, left), MAX_EXPIRATION)
     properties = Properties(
         codec.content_type,
         headers,
@@ -172,7 +175,6 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         message.message_type,
         str(message.source or ""),
         int(time.time()),
-        expiration,
     )
     for name in ("correlation_id", "reply_to", "message_id", "app_id"):
         value = getattr(properties, name)

@@ -82,10 +82,12 @@ def _near_section(section: str, sections: Sections, known: Sections) -> str | No
     """Return what an unknown section may mean, or None where it is no slip.
 
     The section of a service that another set-up of the same file runs is none, unless it looks
-    like one that is used here and is not in the file.
+    like one that is used here and is not in the file. Nor is a [retry:...] of such a service.
     """
     kind, colon, name = section.partition(":")
-    if not colon or kind not in ("service", "discovery"):
+    if kind == "retry" and f"service:{name.partition('.')[0]}" in sections.keys() - known.keys():
+        return None
+    if not colon or kind not in ("service", "discovery", "middleware"):
         return exceptions.did_you_mean(section, known)
     missing = {
         other.partition(":")[2]: other

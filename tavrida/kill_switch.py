@@ -7,33 +7,22 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 from tavrida.loop import LoopThread
+from tavrida.overload import Threshold
 from tavrida.turns import Gate, Turns
 
 LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """When a queue is paused: ``share`` of its last ``window`` messages failed.
-
-    ``pause`` is in seconds.
-    """
-
-    share: float
-    window: int
-    pause: float
-
-
 class KillSwitch:
     """Watches how the messages of one queue end; ``gate`` is what it shuts.
 
-    After the pause it lets in one message at a time: when one succeeds, all may come, and when one
-    fails, it pauses again. What was taken from the broker meanwhile is kept here and not given
-    back: it would only count as one more delivery in vain. All methods are called on the loop.
+    After the pause it lets in one more message than still run from before: when one succeeds, all
+    may come, and when one fails, it pauses again. What was taken from the broker meanwhile is kept
+    here and not given back: it would only count as one more delivery in vain. All methods are
+    called on the loop.
     """
 
     def __init__(
@@ -45,23 +34,21 @@ class KillSwitch:
         self._loop = loop
         self._turns = turns
         self._ends: deque[bool] = deque(maxlen=threshold.window)
-
-    @property
-    def is_paused(self) -> bool:
-        """True while nothing is let in."""
-        return self.gate.limit == 0
+        #: Whether nothing is let in.
+        self.is_paused = False
+        self._is_trial = False
 
     def note(self, error: BaseException | None) -> None:
         """Note how a message ended: with this failure, or well."""
         if self.is_paused:
             return  # it had begun before
-        is_trial = self.gate.limit == 1
+        is_trial, self._is_trial = self._is_trial, False
         if is_trial and error is None:
             LOG.warning("Queue %s is handled again: a message succeeded.", self._queue)
             self._open(math.inf)
         self._ends.append(error is not None)
         failures = sum(self._ends)
-        is_over = failures >= self._threshold.share * self._threshold.window
+        is_over = failures >= self._threshold.failures
         if error is not None and (is_trial or is_over):
             self._pause(failures, error)
 
@@ -76,8 +63,14 @@ class KillSwitch:
             type(error).__name__,
         )
         self._ends.clear()
+        self.is_paused = True
         self._turns.shut(self.gate)
-        self._loop.loop.call_later(self._threshold.pause, self._open, 1)
+        self._loop.loop.call_later(self._threshold.pause, self._try)
+
+    def _try(self) -> None:
+        self.is_paused = False
+        self._is_trial = True
+        self._open(self.gate.inside + 1)
 
     def _open(self, limit: float) -> None:
         self.gate.limit = limit

@@ -156,6 +156,8 @@ class IncomingMessage(Message):
     content_type: str = ""
     #: False where the body was the bare payload, as clients without tavrida send it.
     is_enveloped: bool = True
+    #: The number of this attempt to handle it, from 1; failures count, lost connections do not.
+    attempt: int = 1
 
 
 class IncomingRequest(IncomingMessage):

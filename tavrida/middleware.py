@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from types import CoroutineType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from tavrida import exceptions, messages
 from tavrida.messages import Error, IncomingMessage, Message, Response
@@ -22,6 +22,15 @@ Result = TypeVar("Result")
 Steps = Generator[Coroutine[Any, Any, Any], Any, Result]
 
 
+class Skipped(Response):
+    """What ``process`` returns on the way in for a message that needs no handler.
+
+    Of whichever kind it is, it is acknowledged; a request that expects an answer gets this one.
+    """
+
+    __slots__ = ()
+
+
 class Middleware:
     """Base of all middleware; every method may be left as it is.
 
@@ -29,17 +38,31 @@ class Middleware:
     worker thread and may block; around an ``async def`` handler they run on the event loop and
     must not.
 
-    On the way in, ``process``, ``before_handle`` and ``after_handle`` may be ``async def``. They
-    run on the event loop then, also for a ``def`` handler, whose worker thread waits for them.
-    On the way out all methods are plain.
+    On the way in, all methods may be ``async def``. They run on the event loop then, also for a
+    ``def`` handler, whose worker thread waits for them. On the way out all methods are plain.
+    ``before_settle`` runs in a thread of its own, whatever the handler is, and may block.
     """
+
+    @classmethod
+    def list_opts(cls) -> list[Any]:
+        """Return the oslo.config options that it takes in its [middleware:NAME]."""
+        return []
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Return the middleware made from the values of its options.
+
+        Raises:
+            ConfigError: the values cannot work; names the place and the remedy.
+        """
+        return cls()
 
     def process(self, message: Message) -> Message | Awaitable[Message]:
         """Return the message, changed or not, or another of its kind.
 
         On the way in, returning a Response or an Error answers the request at once: neither the
-        handler nor later middleware sees it. An exception fails the message like one of the
-        handler's own.
+        handler nor later middleware sees it. ``Skipped()`` ends a message of any kind so. An
+        exception fails the message like one of the handler's own.
         """
         return message
 
@@ -49,11 +72,29 @@ class Middleware:
     def after_handle(self, message: Message, error: BaseException | None) -> Awaitable[None] | None:
         """Called after a handler ended, with its exception if it raised one."""
 
+    def before_settle(
+        self, message: IncomingMessage, answer: Message | None, error: BaseException | None
+    ) -> Awaitable[None] | None:
+        """Called when it is certain how an incoming message ended, just before that is carried out.
+
+        Once for each delivery that reached ``before_handle``: its handler is over, and the broker
+        has all that it sent, or will not have it. ``error`` is why it failed; the message is then
+        tried again, given back, dead-lettered or answered with an error. None: it did well, and
+        is acknowledged. ``answer`` is then what it is answered with, before outgoing middleware;
+        None for what expects no answer, and for what was transferred.
+
+        What it raises is logged and changes nothing. Where the server stopped without waiting for
+        the handler, ``error`` is ConnectionFailed, and an ``async def`` one is not run any more.
+        """
+
     def before_publish(self, message: Message) -> None:
         """Called before a message is encoded."""
 
     def after_publish(self, message: Message, error: BaseException | None) -> None:
-        """Called on the event loop when the broker confirmed a message, or with why it did not."""
+        """Called on the event loop when the broker confirmed a message, or with why it did not.
+
+        Also where the message could not be written or had no room; in the sending thread then.
+        """
 
 
 #: The methods that messages pass on their way out.
@@ -102,6 +143,28 @@ def after(
             LOG.exception("%s.after_handle failed.", type(middleware).__name__)
 
 
+def settling(chain: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    """Return those of the chain that have a ``before_settle`` of their own."""
+    base = Middleware.before_settle
+    return tuple(each for each in chain if getattr(type(each), "before_settle", base) is not base)
+
+
+def before_settle(
+    chain: Sequence[Middleware],
+    message: IncomingMessage,
+    answer: Message | None,
+    error: BaseException | None,
+) -> Steps[None]:
+    """Call ``before_settle`` of all; what one raises is logged."""
+    for middleware in chain:
+        try:
+            pending = middleware.before_settle(message, answer, error)
+            if type(pending) is CoroutineType:
+                yield pending
+        except BaseException:  # also SystemExit: the delivery has to be settled
+            LOG.exception("%s.before_settle failed.", type(middleware).__name__)
+
+
 def incoming(chain: Sequence[Middleware], message: Message) -> Message:
     """Return what a chain of plain middleware makes of a message: as ``before``, without hooks."""
     return run(_process(chain, message), _refuse)
@@ -113,7 +176,9 @@ def _process(chain: Sequence[Middleware], message: Message) -> Steps[Message]:
         result: Any = middleware.process(message)
         if type(result) is CoroutineType:
             result = yield result
-        if isinstance(result, Response | Error) and kind is messages.IncomingRequest:
+        if isinstance(result, Response | Error) and (
+            kind is messages.IncomingRequest or isinstance(result, Skipped)
+        ):
             return result
         if not isinstance(result, IncomingMessage) or type(result) is not kind:
             answers = ", Response or Error" if kind is messages.IncomingRequest else ""

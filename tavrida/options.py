@@ -13,16 +13,27 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from oslo_config import cfg
 
 from tavrida import dispatcher, exceptions, inifiles, plugins, state
-from tavrida.config import ConnectionConfig, LogSettings, ServerSettings, options_of
+from tavrida.config import (
+    MAX_NUMBER,
+    ConnectionConfig,
+    LogSettings,
+    OutboxSettings,
+    ServerSettings,
+    options_of,
+)
 from tavrida.discovery import Discovery
+from tavrida.middleware import Middleware
 from tavrida.plugins.discovery.file import FileDiscovery
 from tavrida.plugins.discovery.local import LocalBackend
+from tavrida.plugins.middleware.dedup import Dedup
+from tavrida.retries import DEFAULT, Retries, Retry
 from tavrida.service import ServiceController
 
 #: Files, environment and command line, parsed and not checked yet.
@@ -42,6 +53,7 @@ SECTIONS: dict[str, type] = {
     "connection": ConnectionConfig,
     "server": ServerSettings,
     "log": LogSettings,
+    "outbox": OutboxSettings,
 }
 
 # Python's words for what is no number.
@@ -77,6 +89,57 @@ DISCOVERY_OPTIONS = [
 ]
 
 
+def _retry_options(defaults: Retry) -> list[cfg.Opt]:
+    """Return the options of a ``[retry]`` section; what it does not say is as the defaults say."""
+    return [
+        cfg.IntOpt(
+            "attempts",
+            default=defaults.attempts,
+            min=1,
+            max=10_000,
+            help="How often a handler that fails is run in all; 1: never again.",
+        ),
+        cfg.FloatOpt(
+            "first_delay",
+            default=defaults.first_delay,
+            min=0.001,
+            help="Seconds before the second attempt.",
+        ),
+        cfg.FloatOpt(
+            "factor",
+            default=defaults.factor,
+            min=1,
+            max=1000,
+            help="How many times longer each delay is than the one before.",
+        ),
+        cfg.FloatOpt(
+            "max_delay",
+            default=defaults.max_delay,
+            min=0.001,
+            help="Seconds of a delay at most.",
+        ),
+        cfg.FloatOpt(
+            "jitter",
+            default=defaults.jitter,
+            min=0,
+            max=1,
+            help="The part of a delay, at random up to this, by which it is shortened.",
+        ),
+        cfg.ListOpt(
+            "on",
+            default=None if defaults.on is None else list(defaults.on),
+            help="The exceptions after which a handler is run again, as ValueError or "
+            "package.module.Error; subclasses count too. Where it names none: all but those that "
+            "are the message's own fault, such as InvalidPayload.",
+        ),
+        cfg.ListOpt(
+            "never",
+            default=None if defaults.never is None else list(defaults.never),
+            help="Exceptions after which it is not, whatever the other option says.",
+        ),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceSection:
     """A ``[service:NAME]`` section, with its plugins loaded."""
@@ -98,7 +161,11 @@ class Configuration:
     connection: ConnectionConfig
     server: ServerSettings
     log: LogSettings
+    outbox: OutboxSettings
     services: tuple[ServiceSection, ...]
+    retries: Retries
+    #: The middleware that [server] names, by name: one object for all services.
+    middleware: Mapping[str, Middleware]
 
 
 def _options(settings: type) -> list[cfg.Opt]:
@@ -110,6 +177,8 @@ def _options(settings: type) -> list[cfg.Opt]:
         limits: dict[str, Any] = {}
         if field.metadata["minimum"] is not None:
             limits["min"] = field.metadata["minimum"]
+        if kind in (int, float) and field.metadata["maximum"] != MAX_NUMBER:
+            limits["max"] = field.metadata["maximum"]
         if field.metadata["choices"]:
             limits["choices"] = field.metadata["choices"]
         default: Any = field.default
@@ -130,8 +199,11 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """Return all options by section, for oslo.config's generator and validator."""
     groups = [(name, _options(settings)) for name, settings in SECTIONS.items()]
     groups.append(("service:NAME", SERVICE_OPTIONS))
+    groups.append(("retry", _retry_options(DEFAULT)))
+    groups.append(("retry:NAME", _retry_options(Retry())))
     backends = [*LocalBackend.list_opts(), *FileDiscovery.list_opts()]
     groups.append(("discovery:NAME", [*DISCOVERY_OPTIONS, *backends]))
+    groups.append(("middleware:dedup", Dedup.list_opts()))
     return copy.deepcopy(groups)
 
 
@@ -191,8 +263,13 @@ def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
     for name in dict.fromkeys(names):
         with reader.faults.collected():
             services.append(reader.service(name))
+    retries = reader.retries(names, {each.name: each.controller for each in services})
+    middleware = reader.middleware(settings["server"])
     reader.check_strangers()
-    return Configuration(**settings, services=tuple(services)), reader.faults
+    return (
+        Configuration(**settings, services=tuple(services), retries=retries, middleware=middleware),
+        reader.faults,
+    )
 
 
 def read(conf: cfg.ConfigOpts) -> Configuration:
@@ -227,9 +304,87 @@ def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, D
         discovery.register_remote_service(service, values["exchange"] or service)
         if values["publish_exchange"]:
             discovery.register_local_publisher(service, values["publish_exchange"])
+    reader.retries((), None)
     reader.check_strangers()
     reader.faults.check()
     return settings["connection"], discovery
+
+
+def read_queues(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, dict[str, str]]:
+    """Return the connection, and by name the queue of every service that the files speak of.
+
+    No controller is loaded: where an operator sits, it need not be installed.
+
+    Raises:
+        ConfigError: as ``read``, for the sections that are read here.
+    """
+    reader = _Reader(conf)
+    settings = reader.settings()
+    sections = conf.list_all_sections()
+    names = [section.partition(":")[2] for section in sections if section.startswith("service:")]
+    queues = {}
+    for name in dict.fromkeys([*settings["server"].services, *names]):
+        queues[name] = reader.client_values(f"service:{name}")["queue"] or name
+    reader.retries((), None)
+    reader.check_strangers()
+    reader.faults.check()
+    return settings["connection"], queues
+
+
+def read_outbox(
+    conf: cfg.ConfigOpts,
+) -> tuple[ConnectionConfig, Discovery, OutboxSettings, LogSettings]:
+    """Return what the relay of an outbox needs: it sends to any service, for any source.
+
+    Where a service is, is said as for ``read_client``.
+
+    Raises:
+        ConfigError: as ``read``, for the sections that are read here.
+    """
+    reader = _Reader(conf)
+    settings = reader.settings()
+    own = Discovery()
+    discoveries = [own]
+    for section in conf.list_all_sections():
+        kind, _, name = section.partition(":")
+        if kind == "discovery":
+            with reader.faults.collected():
+                found = reader.discovery(name)
+                discoveries += [found] if found is not None else []
+        elif kind == "service":
+            values = reader.client_values(section)
+            own.register_remote_service(name, values["exchange"] or name)
+            if values["publish_exchange"]:
+                own.register_local_publisher(name, values["publish_exchange"])
+    reader.retries((), None)
+    reader.check_strangers()
+    reader.faults.check()
+    everywhere = _Everywhere([*discoveries, _default_discovery()])
+    return settings["connection"], everywhere, settings["outbox"], settings["log"]
+
+
+class _Everywhere(Discovery):
+    """What the first of several discoveries says that knows a service."""
+
+    def __init__(self, discoveries: Iterable[Discovery]) -> None:
+        super().__init__()
+        self._discoveries = tuple(discoveries)
+
+    def get_remote(self, service_name: str) -> str:
+        return self._first(methodcaller("get_remote", service_name))
+
+    def get_remote_publisher(self, service_name: str) -> str:
+        return self._first(methodcaller("get_remote_publisher", service_name))
+
+    def get_local_publisher(self, service_name: str) -> str:
+        return self._first(methodcaller("get_local_publisher", service_name))
+
+    def _first(self, ask: Callable[[Discovery], str]) -> str:
+        *others, last = self._discoveries
+        for each in others:
+            with contextlib.suppress(exceptions.ServiceUnknown):
+                return ask(each)
+        return ask(last)
 
 
 def _copy(service: str, source: Discovery, target: Discovery) -> None:
@@ -283,6 +438,35 @@ class _Reader:
                     values["url"] = values["url"] or (state.default_url(),)
                 found[name] = settings(**values)
         return found
+
+    def retries(self, services: Iterable[str], controllers: Mapping[str, type] | None) -> Retries:
+        """Return what the ``[retry]`` sections say, also those of services and entry points.
+
+        ``services`` are those to run, ``controllers`` those of them whose class is known; with
+        None, every name may be one.
+        """
+        default, named = self._retry("retry", DEFAULT), {}
+        sections = [s for s in self._conf.list_all_sections() if s.startswith("retry:")]
+        names = [section.partition(":")[2] for section in sections]
+        known = set(names)
+        if controllers is not None:
+            opaque = set(services) - controllers.keys()
+            known = {name for name in names if name.partition(".")[0] in opaque}
+            known |= controllers.keys()
+            for controller in controllers.values():
+                known |= dispatcher.entry_points_of(controller)
+        for name in known:
+            self._declare(f"retry:{name}", _retry_options(Retry()))
+        for name in known.intersection(names):
+            named[name] = self._retry(f"retry:{name}", Retry())
+        return Retries(default, named)
+
+    def _retry(self, group: str, defaults: Retry) -> Retry:
+        self._declare(group, _retry_options(defaults))
+        values = self.values(group)
+        with self.faults.collected(), _said_of(group):
+            return Retry(**values)
+        return Retry()
 
     def is_wrong(self, group: str, name: str) -> bool:
         """Tell whether the value of an option was found to be wrong."""
@@ -361,6 +545,31 @@ class _Reader:
         values = self.values(group)
         with _said_of(group):
             return cls.from_options(values)
+
+    def middleware(self, settings: ServerSettings) -> dict[str, Middleware]:
+        """Return the middleware that the server names, made from the [middleware:NAME] sections.
+
+        What cannot be made is left out; its faults were told.
+        """
+        made = {}
+        for name in dict.fromkeys((*settings.incoming_middleware, *settings.outgoing_middleware)):
+            group = f"middleware:{name}"
+            self._declare(group, ())
+            self._opaque.add(group)
+            with self.faults.collected(), _said_of(group):
+                cls = plugins.load(plugins.MIDDLEWARE, name, Middleware)
+                self._register(group, cls.list_opts, f"middleware {name!r}")
+                self._opaque.discard(group)
+                values = self.values(group)
+                try:
+                    made[name] = cls.from_options(values)
+                except exceptions.ConfigError:
+                    raise
+                except Exception as error:
+                    raise exceptions.ConfigError(
+                        f"{cls.__name__} cannot be made: {type(error).__name__}: {error}"
+                    ) from error
+        return made
 
     def _register(self, group: str, list_opts: Callable[[], list[Any]], owner: str) -> None:
         """Add the options that a plugin declares; nothing that a stranger returns is trusted."""

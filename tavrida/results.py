@@ -96,9 +96,9 @@ def result_type_of(function: Callable[..., Any], place: str) -> Any:
     try:
         expected: Any = functools.reduce(operator.or_, payloads)
         wrong = [i for i in _members(inspect.type_info(expected)) if not _can_answer(i)]
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # whatever an annotation does to msgspec and to "|"
         raise exceptions.InvalidHandler(
-            f"{place}: its result {_name(hint)} cannot be checked: {error}"
+            f"{place}: its result {_name(hint)} cannot be checked: {' '.join(str(error).split())}"
         ) from None
     if wrong:
         raise exceptions.InvalidHandler(

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
@@ -23,17 +23,20 @@ from tavrida.addresses import AddressBook
 from tavrida.calls import Caller
 from tavrida.config import ConnectionConfig, ServerSettings, redact
 from tavrida.discovery import LocalDiscovery
-from tavrida.dispatcher import Dispatcher
+from tavrida.dispatcher import Dispatcher, Handler
 from tavrida.loop import SLICE, LoopThread
 from tavrida.messages import Error
 from tavrida.middleware import Middleware
+from tavrida.overload import Threshold, limits_of, prefetch_of
 from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Events, Transport
 from tavrida.processing import Processor
 from tavrida.publishing import Publisher
+from tavrida.retries import Policy, Retries, Said, levels_of, said
 from tavrida.router import Router
 from tavrida.service import ServiceController
 from tavrida.topology import Placement, topology_of
+from tavrida.watch import watch
 
 LOG = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ class Server:
     ``Server(config, queue_name, exchange_name, [HelloController])`` has all controllers of the
     list share one queue and one exchange; other keyword arguments are the options of the ini's
     ``[server]`` section, such as ``queue_type="classic"``. One handler runs at a time, in the
-    order of the queue, unless ``config.async_engine`` is True.
+    order of the queue, unless ``config.async_engine`` is True. ``retry`` (a ``Retry``, a number of
+    attempts, or False) holds for all handlers whose decorators do not say otherwise.
 
     Raises:
         ConfigError: the controllers, the options or a plugin cannot work (HandlerConflict,
@@ -57,6 +61,8 @@ class Server:
         queue_name: str,
         exchange_name: str,
         service_list: Sequence[type[ServiceController]],
+        *,
+        retry: Said | None = None,
         **settings: Any,
     ) -> None:
         chosen = ServerSettings.from_keywords(
@@ -91,19 +97,28 @@ class Server:
                 for each in dispatchers
             ],
             chosen,
+            Retries() if retry is None else Retries(said(retry)),
         )
 
     @classmethod
     def from_placements(
-        cls, config: ConnectionConfig, placements: Sequence[Placement], settings: ServerSettings
+        cls,
+        config: ConnectionConfig,
+        placements: Sequence[Placement],
+        settings: ServerSettings,
+        retries: Retries = Retries(),  # noqa: B008 - it is frozen
     ) -> Self:
         """Return a server whose controllers have queues, exchanges and discovery of their own."""
         server = cls.__new__(cls)
-        server._build(config, placements, settings)  # noqa: SLF001 - the other constructor
+        server._build(config, placements, settings, retries)  # noqa: SLF001 - the other constructor
         return server
 
     def _build(
-        self, config: ConnectionConfig, placements: Sequence[Placement], settings: ServerSettings
+        self,
+        config: ConnectionConfig,
+        placements: Sequence[Placement],
+        settings: ServerSettings,
+        retries: Retries,
     ) -> None:
         self.config = config
         self.settings = settings
@@ -111,8 +126,18 @@ class Server:
         with faults.collected():
             placements = [_with_middleware(each, settings) for each in placements]
         self.placements = tuple(placements)
+        self._policies: dict[Handler, Policy] = {}
+        levels: dict[str, tuple[int, ...]] = {}
         with faults.collected():
-            self.topology = topology_of(placements, settings.queue_type, settings.delivery_limit)
+            self._policies = _policies_of(placements, retries)
+            levels = _levels_of(placements, self._policies)
+        self._limits: dict[Handler, int] = {}
+        with faults.collected():
+            self._limits = limits_of(_handlers_of(placements), settings.handler_concurrency)
+        with faults.collected():
+            self.topology = topology_of(
+                placements, settings.queue_type, settings.delivery_limit, levels
+            )
         with faults.collected():
             self._serializers = Serializers(settings.serializer, settings.accept)
         with faults.collected():
@@ -121,8 +146,7 @@ class Server:
                 config.scheme,
                 Transport,  # type: ignore[type-abstract]
             )
-            for url in config.urls:
-                self._transport_class.check_url(url)
+            self._transport_class.check(config)
         shared: dict[str, list[Placement]] = {}
         for placement in placements:
             shared.setdefault(placement.queue, []).append(placement)
@@ -201,6 +225,15 @@ class Server:
             self.settings.concurrency,
             lambda: self._consuming.declare(self.topology),
             Error.with_traceback if self.settings.debug_tracebacks else Error.from_exception,
+            self._policies,
+            # Quorum queues count how often they deliver, and move the message themselves.
+            self.settings.delivery_limit if self.settings.queue_type == "classic" else None,
+            self._limits,
+            Threshold(
+                self.settings.failure_threshold,
+                self.settings.failure_window,
+                self.settings.failure_pause,
+            ),
         )
 
     async def _start(self) -> None:
@@ -208,12 +241,18 @@ class Server:
         await self._consuming.open(self.config.reconnect_attempts)
         await self._publishing.open(self.config.reconnect_attempts)
         await self._consuming.declare(self.topology)
-        prefetch = settings.prefetch or settings.concurrency
         for queue, router, services in self._queues:
             receive = functools.partial(self._processor.receive, router=router, placements=services)
+            handlers = _handlers_of(services.values())
+            prefetch = settings.prefetch or prefetch_of(
+                handlers, self._limits, settings.concurrency
+            )
             await self._consuming.consume(queue, prefetch, receive)
             for service in services:
-                self._processor.standstill.watch(service, self._consuming, queue, receive)
+                self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
+        if settings.consumer_timeout and self._consuming.has_consumer_timeout:
+            processor = self._processor
+            processor.start_task(watch(lambda: processor.open_handlings, settings.consumer_timeout))
         LOG.info(
             "tavrida %s is serving %s on %s, %d at a time.",
             plugins.version(),
@@ -226,6 +265,7 @@ class Server:
         )
 
     def _lost(self, reason: str) -> None:
+        self._processor.lost()
         self._caller.interrupt()
 
     def _failed(self, error: Exception) -> None:
@@ -258,10 +298,12 @@ class Server:
         LOG.info("tavrida stopped.")
 
     async def _stop(self) -> int:
+        self._processor.standstill.stop()
         await self._consuming.cancel()
         left = await self._processor.drain(self.settings.graceful_timeout)
-        self._caller.interrupt()
         await self._disconnect()
+        # Not before: handlers that wait fail of it, and their messages go back and not to .dead.
+        self._caller.interrupt()
         return left
 
     async def _disconnect(self) -> None:
@@ -338,16 +380,41 @@ def _controller(cls: type[ServiceController]) -> ServiceController:
     return cls()
 
 
+def _handlers_of(placements: Iterable[Placement]) -> list[Handler]:
+    return [handler for each in placements for handler in each.dispatcher.handlers.values()]
+
+
+def _policies_of(placements: Sequence[Placement], retries: Retries) -> dict[Handler, Policy]:
+    """Return how each handler is tried again; raise ConfigError with all that cannot be."""
+    policies: dict[Handler, Policy] = {}
+    faults = exceptions.Faults()
+    for placement in placements:
+        for mark, handler in placement.dispatcher.handlers.items():
+            with faults.collected(f"retry of {handler.place}: "):
+                policies[handler] = retries.policy_of(
+                    handler.service, str(mark.entry_point), mark.retry
+                )
+    faults.check()
+    return policies
+
+
+def _levels_of(
+    placements: Sequence[Placement], policies: Mapping[Handler, Policy]
+) -> dict[str, tuple[int, ...]]:
+    """Return the delays of retries by queue; raise ConfigError where there are too many."""
+    found: dict[str, list[Policy]] = {}
+    for placement in placements:
+        own = [policies[handler] for handler in placement.dispatcher.handlers.values()]
+        found.setdefault(placement.queue, []).extend(own)
+    return {queue: levels_of(each, queue) for queue, each in found.items()}
+
+
 def _with_middleware(placement: Placement, settings: ServerSettings) -> Placement:
     """Put the whole server's middleware around that of the controller."""
-    if not settings.incoming_middleware and not settings.outgoing_middleware:
-        return placement
 
     def load(name: str) -> Middleware:
         return plugins.load(plugins.MIDDLEWARE, name, Middleware)()
 
-    return dataclasses.replace(
-        placement,
-        incoming=(*map(load, settings.incoming_middleware), *placement.incoming),
-        outgoing=(*placement.outgoing, *map(load, settings.outgoing_middleware)),
-    )
+    incoming = (*map(load, settings.incoming_middleware), *placement.incoming)
+    outgoing = (*placement.outgoing, *map(load, settings.outgoing_middleware))
+    return dataclasses.replace(placement, incoming=incoming, outgoing=outgoing)

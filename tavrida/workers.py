@@ -23,11 +23,18 @@ class Workers:
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._started = 0
+        self._is_stopped = False
         self._threads: set[int] = set()
         self._idle = threading.Semaphore(0)
 
     def run(self, job: Job) -> None:
-        """Run a job in a thread, as soon as one is free. Called by one thread only."""
+        """Run a job in a thread, as soon as one is free. Called by one thread only.
+
+        After ``stop`` each job gets a thread of its own.
+        """
+        if self._is_stopped:
+            threading.Thread(target=job, name=f"{self._name}-late", daemon=True).start()
+            return
         self._jobs.put(job)
         if not self._idle.acquire(blocking=False) and self._started < self._limit:
             self._started += 1
@@ -42,6 +49,7 @@ class Workers:
 
     def stop(self) -> None:
         """Let each thread end after its job; does not wait."""
+        self._is_stopped = True
         for _ in range(self._started):
             self._jobs.put(None)
 

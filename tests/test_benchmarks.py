@@ -30,14 +30,14 @@ def dev_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_dev_bench_lists_the_benchmarks() -> None:
     """Those that are there, and not the programs that they start."""
     done = dev_bench()
-    assert (0, ["embedded"]) == (done.returncode, done.stdout.split())
+    assert (0, ["dedup", "embedded"]) == (done.returncode, done.stdout.split())
 
 
 def test_dev_bench_names_what_there_is_instead_of_an_unknown_benchmark() -> None:
     """On the error output, with the exit code of a wrong command line."""
     done = dev_bench("embeded")
     assert (2, "") == (done.returncode, done.stdout)
-    assert "there is no benchmark embeded; there is: embedded" in done.stderr
+    assert "there is no benchmark embeded; there is: dedup embedded" in done.stderr
 
 
 def test_every_benchmark_is_in_the_readme() -> None:

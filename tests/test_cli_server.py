@@ -421,7 +421,8 @@ def test_a_queue_of_another_type_is_told_with_both(
     text = f"[connection]\nurl = {amqp_url}\n[server]\nservices = shop\nqueue_type = "
     with commands.serve("--config-file", ini(text + "classic"), environment=environment) as server:
         assert server.end() == 0
-    cannot_connect(start(text + "quorum"), "queue 'shop.dead'", "'classic'", "'quorum'", "delete")
+    told = start(text + "quorum")
+    cannot_connect(told, "queue 'shop.dead'", "'classic'", "'quorum'", "topology apply")
 
 
 # -- stopping ------------------------------------------------------------------------------------

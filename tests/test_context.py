@@ -10,19 +10,23 @@ import io
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from tavrida import context, dispatcher, exceptions, messages, middleware
+from tavrida.client import RPCClient
+from tavrida.config import ConnectionConfig
 from tavrida.context import Context
 from tavrida.entry_point import EntryPoint
 from tavrida.messages import Message
+from tavrida.server import Server
 from tavrida.service import ServiceController
 from tavrida.testing.app import App
 from tavrida.testing.handlers import call_handler
+from tests.waiting import DEADLINE
 
 LOG = logging.getLogger("shop")
 
@@ -294,3 +298,74 @@ def test_attributes_that_a_program_gives_its_records_are_kept(log: io.StringIO) 
     """``extra`` of the same names goes first."""
     LOG.warning("mine", extra={"correlation_id": "own", "entry_point": "here"})
     assert "own here mine\n" == log.getvalue()
+
+
+class Outgoing(Notes):
+    """Keeps what each hook of outgoing messages sees, beside the message."""
+
+    def note_with(self, message: Message, hook: str) -> None:
+        now = context.current()
+        known = now.correlation_id if now else "nothing"
+        self.seen.put((hook, message.message_type, message.correlation_id, known))
+
+    def process(self, message: Message) -> Message:
+        self.note_with(message, "process")
+        return message
+
+    def before_publish(self, message: Message) -> None:
+        self.note_with(message, "before")
+
+    def after_publish(self, message: Message, error: BaseException | None) -> None:
+        self.note_with(message, "after")
+
+
+@dispatcher.rpc_service("caster")
+class Caster(ServiceController):
+    """Hands something on; its answer follows the confirm of that."""
+
+    seen: SimpleQueue[Any] = SimpleQueue()
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.add_outgoing_middleware(Outgoing(self.seen))
+
+    @dispatcher.rpc_method(service="caster", method="plain")
+    def plain(self, request: Any, proxy: Any) -> None:
+        proxy.caster.sink().cast()
+
+    @dispatcher.rpc_method(service="caster", method="awaiting")
+    async def awaiting(self, request: Any, proxy: Any) -> None:
+        proxy.caster.sink().cast()
+
+    @dispatcher.rpc_method(service="caster", method="sink")
+    def sink(self, request: Any, proxy: Any) -> None: ...
+
+
+#: By name: where brokers are.
+PLACES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
+    "rabbitmq": lambda request: str(request.getfixturevalue("amqp_url")),
+    "file": lambda request: f"sqlite://{request.getfixturevalue('tmp_path')}/bus.db",
+    "memory": lambda request: f"sqlite://?memory={request.node.name}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_outgoing_middleware_sees_the_context_of_the_message_that_it_is_about(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    """Of no other one, whoever confirms what and when."""
+    config = ConnectionConfig(url=(PLACES[place](request),), async_engine=True)
+    with (
+        Server(config, "caster", "caster", [Caster], queue_type="classic", concurrency=8),
+        RPCClient(config) as client,
+    ):
+        methods = (client.caster.plain(), client.caster.awaiting())
+        answers = [each.future(timeout=DEADLINE) for each in methods * 20]
+        chains = {answer.result(DEADLINE).correlation_id for answer in answers}
+        wanted = {
+            (hook, kind, chain, chain)
+            for hook in ("process", "before", "after")
+            for kind in ("request", "response")
+            for chain in chains
+        }
+        assert wanted == {Caster.seen.get(timeout=DEADLINE) for _ in wanted}

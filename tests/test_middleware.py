@@ -86,6 +86,14 @@ def test_answer_of_a_middleware_ends_the_chain(answer: Message) -> None:
 
 
 @pytest.mark.parametrize("cls", INCOMING)
+def test_a_message_of_any_kind_may_be_skipped(cls: type[Message]) -> None:
+    """Neither later middleware nor the handler sees it."""
+    message, skipped = cls(), middleware.Skipped()
+    assert skipped is middleware.incoming([Adds("a"), Returns(skipped), Adds("b")], message)
+    assert ["a"] == message.payload["seen"]
+
+
+@pytest.mark.parametrize("cls", INCOMING)
 def test_another_message_of_the_same_kind_goes_on(cls: type[Message]) -> None:
     """A middleware may make a new one."""
     replacement = cls({"new": True})

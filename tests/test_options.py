@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from oslo_config import cfg, generator
 
-from tavrida import options, plugins, state
+from tavrida import assembly, options, plugins, state
 from tavrida.config import ConnectionConfig, LogSettings, ServerSettings
 from tavrida.exceptions import ConfigError, PluginError, ServiceUnknown
 from tavrida.options import Configuration, ServiceSection
+from tavrida.retries import DEFAULT, Retry
 from tests.packages import Packages
 
 SAMPLES = Path(__file__).parent.parent / "etc" / "tavrida"
@@ -295,6 +296,46 @@ def test_discovery_section_that_nobody_uses_is_no_fault(ini: Ini) -> None:
     assert "plug_hello" == ini.service(HELLO + "[discovery:local]\nexchanges = a:b\n").name
 
 
+def test_retries_are_read_for_all_for_a_service_and_for_an_entry_point(ini: Ini) -> None:
+    """What a named section does not say is left to the others."""
+    told = ini.read(
+        HELLO + "[retry]\nattempts = 7\n[retry:plug_hello]\nfactor = 2\non = OSError, a.b.Error\n"
+        "[retry:plug_hello.hello]\nfirst_delay = 0.5\nnever = ValueError\n"
+    ).retries
+    assert (7, 1.0, 4.0) == (told.default.attempts, told.default.first_delay, told.default.factor)
+    assert {
+        "plug_hello": Retry(factor=2.0, on=("OSError", "a.b.Error")),
+        "plug_hello.hello": Retry(first_delay=0.5, never=("ValueError",)),
+    } == told.named
+
+
+def test_retries_of_the_files_hold_in_the_server(ini: Ini) -> None:
+    """Its delay queues are those that the sections make."""
+    text = HELLO + "[retry]\nattempts = 2\n[retry:plug_hello.hello]\nfirst_delay = 0.5\n"
+    server, _ = assembly.load(ini.parse(text))
+    names = [queue.name for queue in server.topology.queues]
+    assert ["plug_hello.dead", "plug_hello", "plug_hello.retry.500"] == names
+
+
+def test_without_retry_sections_the_built_in_default_holds(ini: Ini) -> None:
+    """And nobody speaks of any handler."""
+    assert (DEFAULT, {}) == (ini.read(HELLO).retries.default, ini.read(HELLO).retries.named)
+
+
+@pytest.mark.parametrize("name", ["needy", "needy.hello"])
+def test_retry_section_of_a_service_that_does_not_run_is_no_fault(ini: Ini, name: str) -> None:
+    """Two servers may share a file; the section of the service tells that it is one."""
+    text = HELLO + f"[service:needy]\ntoken = a\n[retry:{name}]\nattempts = 3\n"
+    assert {} == ini.read(text).retries.named
+
+
+def test_a_service_that_cannot_be_loaded_makes_no_fault_of_its_retries(ini: Ini) -> None:
+    """Nobody knows what it handles."""
+    faults = ini.faults("[server]\nservices = fails\n[retry:fails.any]\nattempts = 3\n")
+    assert 1 == len(faults)
+    assert "no database" in faults[0]
+
+
 def test_empty_values_are_the_defaults(ini: Ini) -> None:
     """But an empty list of subscriptions is a list."""
     service = ini.service(
@@ -441,6 +482,34 @@ LOCAL = SERVICE + "discovery = local\n[discovery:local]\n"
         ("[server]\nservices = fails\n", "controller 'fails'"),
         ("[server]\nservices = odd\n", "controller 'odd'"),
         ("[server]\nservices = needy\n", "[service:needy] token"),
+        (
+            HELLO + "[retry]\nattempts = 0\n",
+            "1.conf:4: [retry] attempts: Should be greater than or equal to 1",
+        ),
+        (
+            HELLO + "[retry]\nfirst_dely = 1\n",
+            "1.conf:4: [retry] first_dely is unknown (did you mean 'first_delay'?)",
+        ),
+        (
+            HELLO + "[retry:plug_hello.hello]\njitter = 2\n",
+            "1.conf:4: [retry:plug_hello.hello] jitter: Should be less than or equal to 1",
+        ),
+        (
+            HELLO + "[retry:plug_hello]\nnever = ValueError, 7up\n",
+            "[retry:plug_hello] never='7up' is no exception: write its class, or its name",
+        ),
+        (
+            HELLO + "[retry:plug_helo]\nattempts = 2\n",
+            "1.conf:3: section [retry:plug_helo] is unknown (did you mean 'retry:plug_hello'?)",
+        ),
+        (
+            HELLO + "[retry:plug_hello.helo]\nattempts = 2\n",
+            (
+                "1.conf:3: section [retry:plug_hello.helo] is unknown (did you mean "
+                "'retry:plug_hello.hello'?)"
+            ),
+        ),
+        (HELLO + "[retry:zoo]\n", "1.conf:3: section [retry:zoo] is unknown"),
         ("services = a\n", "1.conf:1, Section must be started before assignment"),
         ("[server\n", "1.conf:1, Invalid section"),
         ("[server]\nservices\n", "1.conf:2, No ':' or '=' found in assignment"),
@@ -636,6 +705,8 @@ def uncommented(text: str) -> str:
     head, _, rest = text.partition("\n[discovery:")
     _, _, middle = rest.partition("\n[log]")
     middle, _, _ = middle.partition("\n[service:")
+    # Of one entry point or service: says nothing that could be in force.
+    middle = re.sub(r"\n\[retry:name\].*?(?=\n\[)", "", middle, flags=re.DOTALL)
     return re.sub(r"^#(\w+ =)", r"\1", f"{head}\n[log]{middle}", flags=re.MULTILINE)
 
 
@@ -670,10 +741,10 @@ def test_copy_of_the_sample_reads_without_faults(ini: Ini) -> None:
 def test_defaults_in_the_sample_are_the_defaults(ini: Ini) -> None:
     """Taking away the comment signs changes nothing."""
     text = uncommented(sample()).replace("\nservices =\n", "\nservices = plug_hello\n")
-    assert "\nheartbeat = 30\n" in text
+    assert "\nheartbeat = 15\n" in text
     configuration = ini.read(text)
     plain = ini.read(HELLO)
-    for part in ("connection", "server", "log"):
+    for part in ("connection", "server", "log", "retries"):
         assert getattr(plain, part) == getattr(configuration, part)
 
 

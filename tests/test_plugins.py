@@ -20,6 +20,7 @@ from tavrida import plugins
 from tavrida.discovery import Discovery
 from tavrida.exceptions import PluginError
 from tavrida.middleware import Middleware
+from tavrida.plugins.middleware.stores import Store
 from tavrida.plugins.serializers import Serializer
 from tavrida.plugins.transports import Transport
 from tavrida.service import ServiceController
@@ -33,6 +34,7 @@ BASES: dict[str, type[Any]] = {
     plugins.SERIALIZERS: Serializer,
     plugins.TRANSPORTS: Transport,
     plugins.MIDDLEWARE: Middleware,
+    plugins.DEDUP_STORES: Store,
     plugins.COMMANDS: Command,
 }
 

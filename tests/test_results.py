@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import IntEnum
 from typing import Annotated, Any, Literal, NoReturn, Optional, TypedDict
 
 import msgspec
@@ -55,6 +56,16 @@ class Stranger:
 def answer(hint: Any, result: object) -> Message:
     """What a handler with that return annotation answers."""
     return answers_of(annotated(hint), PLACE)(result)
+
+
+class Huge(IntEnum):
+    """More than msgspec compares."""
+
+    A = 2**70
+
+
+#: A type that no end of resolving makes whole.
+Endless = list["Endless"]
 
 
 def annotated(hint: Any) -> Any:
@@ -155,7 +166,19 @@ def test_an_annotation_that_can_be_no_answer_is_told_at_start(hint: Any) -> None
 
 
 @pytest.mark.parametrize(
-    "hint", ["Nowhere", "a b", Greeting | Sizes, Annotated[Greeting, msgspec.Meta(ge=1)]]
+    "hint",
+    [
+        "",
+        "Nowhere",
+        "a b",
+        "Endless",
+        Greeting | Sizes,
+        Annotated[Greeting, msgspec.Meta(ge=1)],
+        Huge,
+        dict[str, Huge],
+        [int],
+        5,
+    ],
 )
 def test_an_annotation_that_cannot_be_read_or_checked_is_told_at_start(hint: Any) -> None:
     """Two classes without tags, for one, look the same on the wire."""

@@ -16,6 +16,7 @@ from tavrida.exceptions import ConfigError
 from tavrida.plugins.discovery.convention import ConventionDiscovery
 from tavrida.service import ServiceController
 from tavrida.topology import (
+    ENDLESS_DELIVERIES,
     Binding,
     Exchange,
     Placement,
@@ -67,7 +68,10 @@ def test_service_gets_all_its_methods_and_answers() -> None:
     assert (
         Topology(
             (Exchange("e"),),
-            (Queue("q.dead", "quorum"), Queue("q", "quorum", "q.dead", 5)),
+            (
+                Queue("q.dead", "quorum", delivery_limit=ENDLESS_DELIVERIES),
+                Queue("q", "quorum", "q.dead", 5),
+            ),
             (Binding("e", "q", "stock"), Binding("e", "q", "stock.*")),
         )
         == topology
@@ -113,11 +117,11 @@ def test_dead_letter_queues_come_first() -> None:
 
 
 def test_only_quorum_queues_have_a_delivery_limit() -> None:
-    """Classic ones refuse the argument; dead letters are not counted."""
+    """Classic ones refuse the argument; dead letters may be looked at for ever."""
     assert [None, None] == [
         queue.delivery_limit for queue in topology_of([place(Stock)], "classic", 5).queues
     ]
-    assert [None, 5] == [
+    assert [ENDLESS_DELIVERIES, 5] == [
         queue.delivery_limit for queue in topology_of([place(Stock)], "quorum", 5).queues
     ]
 
@@ -162,6 +166,23 @@ def test_queue_named_like_anothers_dead_letters_is_refused() -> None:
     dead = dead_letter_queue("queue")
     with pytest.raises(ConfigError, match=dead):
         topology_of([place(Shop, "queue"), place(Stock, dead)], "quorum", 5)
+
+
+@pytest.mark.parametrize("kind", ["quorum", "classic"])
+def test_each_delay_of_a_queue_is_a_queue_that_gives_back(kind: str) -> None:
+    """Nobody consumes it: what is in it expires after that time, and goes where it came from."""
+    topology = topology_of([place(Shop, "a"), place(Stock, "b")], kind, 5, {"b": (100, 4000)})
+    assert (
+        Queue("b.retry.100", kind, "b", message_ttl=100),
+        Queue("b.retry.4000", kind, "b", message_ttl=4000),
+    ) == topology.queues[-2:]
+    assert 6 == len(topology.queues)
+
+
+def test_queue_named_like_anothers_delays_is_refused() -> None:
+    """Its messages would go to the other one."""
+    with pytest.raises(ConfigError, match=r"'a.retry.100' is where retries of queue 'a' wait"):
+        topology_of([place(Shop, "a"), place(Stock, "a.retry.100")], "quorum", 5, {"a": (100,)})
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_malformed_vector_is_refused_with_its_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, v in VECTORS.items() if "written" in v["direction"]])
 def test_a_message_is_written_as_its_vector(name: str) -> None:
-    """Byte for byte; only timestamp and expiration tell the time, and delivery_mode is fixed."""
+    """Byte for byte; only timestamp tells the time, and delivery_mode is fixed."""
     vector = VECTORS[name]
     told = vector["message"]
     message = SENT[told["kind"]](
@@ -114,11 +114,7 @@ def test_a_message_is_written_as_its_vector(name: str) -> None:
     written = {part: value for part in READ if (value := getattr(properties, part)) != ""}
     assert {n: v for n, v in vector["properties"].items() if n != "delivery_mode"} == written
     assert properties.timestamp > 0
-    does_expire = told["kind"] == messages.REQUEST and told["deadline_ms"] is not None
-    if does_expire:  # in the year 2100, which RabbitMQ would refuse
-        assert properties.expiration == envelope.MAX_EXPIRATION
-    else:
-        assert properties.expiration is None
+    assert properties.expiration is None
 
 
 @pytest.mark.parametrize("kind", messages.KINDS)

@@ -19,9 +19,10 @@ DISCOVERY = "tavrida.discovery"
 SERIALIZERS = "tavrida.serializers"
 TRANSPORTS = "tavrida.transports"
 MIDDLEWARE = "tavrida.middleware"
+DEDUP_STORES = "tavrida.dedup_stores"
 COMMANDS = "tavrida.commands"
 
-NAMESPACES = (CONTROLLERS, DISCOVERY, SERIALIZERS, TRANSPORTS, MIDDLEWARE, COMMANDS)
+NAMESPACES = (CONTROLLERS, DISCOVERY, SERIALIZERS, TRANSPORTS, MIDDLEWARE, DEDUP_STORES, COMMANDS)
 
 Base = TypeVar("Base")
 

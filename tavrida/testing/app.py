@@ -21,6 +21,7 @@ from tavrida.discovery import Discovery
 from tavrida.dispatcher import Dispatcher, service_of
 from tavrida.plugins.discovery.convention import ConventionDiscovery, publish_exchange
 from tavrida.plugins.serializers import Serializers
+from tavrida.retries import Retries, Retry, Said, said
 from tavrida.server import Server
 from tavrida.service import ServiceController
 from tavrida.testing import controllers
@@ -31,6 +32,9 @@ from tavrida.topology import Placement
 
 #: Seconds that handlers which still run get when the app stops, unless the test says otherwise.
 GRACEFUL_TIMEOUT = 5.0
+
+#: Seconds before a handler is run again, whatever its retry says: a test does not wait.
+RETRY_DELAY = 0.01
 
 #: The connection of an app, unless the test gives one: what a broker does not do soon, it does not
 #: do at all.
@@ -59,6 +63,7 @@ class StartApp(Protocol):
         queue: str | None = None,
         config: ConnectionConfig | None = None,
         seed: int | None = None,
+        retry: Said | None = None,
         **settings: Any,
     ) -> App:
         """Return a running app, which is stopped and checked at the end of the test."""
@@ -73,6 +78,9 @@ class App:
     has the options of controllers by the name of their service; ``settings`` are those of
     ``Server``, such as ``concurrency=1``. ``faults`` strike from the beginning; ``app.faults``
     takes more. ``url`` is the broker, ``config`` everything else about the connection.
+
+    Handlers that fail are run again where ``retry`` or their decorators say so, a moment later
+    instead of after the delays that these name.
 
     Use it in a ``with``. Leaving it stops the server and, unless an exception is on its way
     already, raises UnseenFailures for handlers that failed and nobody noticed, and for faults
@@ -91,6 +99,7 @@ class App:
         queue: str | None = None,
         config: ConnectionConfig | None = None,
         seed: int | None = None,
+        retry: Said | None = None,
         **settings: Any,
     ) -> None:
         if not classes:
@@ -107,7 +116,15 @@ class App:
         self.discovery = _discovery_of(dispatchers)
         placements = [self._place(each, queue) for each in dispatchers]
         #: The server; ``stop()`` and ``start()`` it to see what a restart does.
-        self.server = Server.from_placements(self._config, placements, chosen)
+        self.server = Server.from_placements(
+            self._config,
+            placements,
+            chosen,
+            Retries(
+                Retry(attempts=1) if retry is None else said(retry),
+                above=Retry(first_delay=RETRY_DELAY, max_delay=RETRY_DELAY),
+            ),
+        )
         self._recording.know(self.server.topology, placements)
         self._entry_points = {str(m.entry_point) for each in dispatchers for m in each.handlers}
         self.faults.watch(self._recording.note)

@@ -10,6 +10,7 @@ the other services are missing, and ``Peers`` stands for those.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from tavrida.config import ConnectionConfig
 from tavrida.dispatcher import Dispatcher, Handler
 from tavrida.entry_point import EntryPoint
 from tavrida.envelope import Properties, new_id
+from tavrida.handling import Handling
 from tavrida.loop import LoopThread
 from tavrida.messages import (
     INCOMING,
@@ -39,7 +41,7 @@ from tavrida.middleware import Middleware
 from tavrida.plugins.discovery.convention import ConventionDiscovery
 from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Done, Events, OnDelivery, Publication, Transport
-from tavrida.processing import Handling, Processor
+from tavrida.processing import Processor
 from tavrida.publishing import Publisher
 from tavrida.router import Router
 from tavrida.service import ServiceController
@@ -145,6 +147,7 @@ def call_handler(
     source: str = "test",
     reply_to: str = "test",
     redelivered: bool = False,
+    attempt: int = 1,
 ) -> Message | None:
     """Run the handler of a message as a server does; return the answer that its caller would get.
 
@@ -185,6 +188,7 @@ def call_handler(
     message.context = {**(context or {}), **message.payload}
     message.extra_headers = dict(headers or {})
     message.redelivered = redelivered
+    message.attempt = attempt
     if isinstance(message, IncomingRequest):
         message.reply_to = reply_to
     call = _Call(dispatcher, handler, message, peers or Peers())
@@ -267,7 +271,7 @@ class _Call(Handling):
         loop = _NoLoop(is_current=handler.is_async)
         broker = _NoBroker(ConnectionConfig(), loop, service, Events(_ignore, _ignore))
         serializers = Serializers("json", ("json", "msgpack"))
-        processor = Processor(
+        processor = _Processor(
             loop,
             Publisher(loop, broker),
             _Answerer(loop, broker, serializers, peers),
@@ -293,6 +297,15 @@ class _Call(Handling):
         self.failure = self.failure or error
 
 
+class _Processor(Processor):
+    """Waits for what runs beside the handler."""
+
+    def run_in_thread(self, job: Callable[[], None]) -> None:
+        thread = threading.Thread(target=job)
+        thread.start()
+        thread.join()
+
+
 class _Witness(Middleware):
     """Sees what goes out, at the end of all middleware."""
 
@@ -302,6 +315,8 @@ class _Witness(Middleware):
         self._peers = peers
 
     def after_publish(self, message: Message, error: BaseException | None) -> None:
+        if isinstance(error, exceptions.MessageError):
+            return  # it could not be written, so that nobody received it
         if isinstance(message, Request | Notification):
             received = Received(self._how(message), _entry_point_of(message), message)
             self._peers.received.append(received)
@@ -371,9 +386,17 @@ class _NoLoop(LoopThread):
 class _NoBroker(Transport):
     """Confirms whatever it is given."""
 
+    can_publish = True
+
     async def open(self, attempts: int) -> None: ...
 
     async def declare(self, topology: Topology) -> None: ...
+
+    async def compare(self, thing: object) -> None: ...
+
+    async def rebind(self, old: object, new: object) -> None: ...
+
+    async def delete(self, queue: str) -> None: ...
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None: ...
 

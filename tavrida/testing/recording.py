@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from tavrida import envelope, exceptions, messages
+from tavrida import copies, envelope, exceptions, messages
 from tavrida.dispatcher import Dispatcher, Handler
 from tavrida.messages import IncomingMessage, Message
 from tavrida.middleware import Middleware
@@ -151,13 +151,13 @@ class Recording:
         self._seen: set[Handled | DeadLetter] = set()
         self._story: list[str] = []
         self._known: set[tuple[str, str, str]] = set()
+        #: Messages that were sent once more to be handled again, with the number of that attempt.
+        self._tried_again: set[tuple[str, int]] = set()
         #: Publications that the broker has and has not confirmed or refused.
         self._unconfirmed = 0
         #: How many copies of a message are in the queues of the app, also while being handled. It
         #: may be below 0 for a moment: a message can be settled before it is confirmed.
         self._copies: Counter[str] = Counter()
-        #: When the broker drops what is still in its queue, in the time of ``time.monotonic``.
-        self._expiring: dict[str, float] = {}
 
     def know(self, topology: Topology, placements: Sequence[Placement]) -> None:
         """Take what the app declares, and where its controllers are."""
@@ -179,12 +179,18 @@ class Recording:
 
     def _published(self, operation: Operation) -> None:
         message = operation.message
+        headers = message.properties.headers
+        if copies.MARK in headers:
+            attempt = headers["retry_attempt"]
+            self._tried_again.add((message.properties.message_id, attempt))
+            self._story.append(f"again: {operation.kind} {operation.entry_point}, {attempt=}")
+            return
         key = (message.properties.message_id, message.exchange, message.routing_key)
         if key in self._known:
             self._story.append(f"sent again: {operation.kind} {operation.entry_point}")
             return
         self._known.add(key)
-        if "dead_reason" in message.properties.headers:
+        if "dead_reason" in headers:
             self._dead(operation)
             return
         decoded = envelope.decode(
@@ -218,9 +224,6 @@ class Recording:
         match operation.name:
             case faults.PUBLISH if fault not in ("lose_connection", "full_disk"):
                 self._unconfirmed += 1
-                expiration = operation.message.properties.expiration
-                if expiration is not None:
-                    self._expiring[message_id] = time.monotonic() + expiration / 1000
             case faults.CONFIRM:
                 self._unconfirmed -= 1
                 self._copies[message_id] += len(self._queues_of(operation))
@@ -229,10 +232,8 @@ class Recording:
                 self._story.append(
                     f"refused: {operation.kind} {operation.entry_point}: {operation.error}"
                 )
-            case faults.DELIVER:
-                self._expiring.pop(message_id, None)
-                if fault == "lose_message" and operation.queue in self._queues:
-                    self._copies[message_id] -= 1
+            case faults.DELIVER if fault == "lose_message" and operation.queue in self._queues:
+                self._copies[message_id] -= 1
             case faults.ACK | faults.REJECT if not fault:
                 self._copies[message_id] -= 1
 
@@ -295,7 +296,8 @@ class Recording:
     def unseen(self) -> list[Handled | DeadLetter]:
         """Return what failed, was told to nobody and the test does not know of.
 
-        An answer tells of a failure, if it goes to a caller that waits or to an error handler.
+        An answer tells of a failure, if it goes to a caller that waits or to an error handler. One
+        after which the message is handled again is none yet.
         """
         with self._changed:
             heard = {run.message.request_id for run in self.handled if run.kind == messages.ERROR}
@@ -305,7 +307,8 @@ class Recording:
             for run in self.handled:
                 own = {*self._queues, *self._services}
                 is_told = run.message.request_id in heard if run.reply_to in own else run.reply_to
-                if run.error is not None and not is_told:
+                again = (run.message.message_id, getattr(run.message, "attempt", 0) + 1)
+                if run.error is not None and not is_told and again not in self._tried_again:
                     failed.append(run)
             told = {run.message.message_id for run in self.handled if run.error is not None}
             failed += [each for each in self.dead_letters if each.message_id not in told]
@@ -316,7 +319,7 @@ class Recording:
     def wait(self, probe: Callable[[], Found | None], timeout: float) -> Found | None:
         """Return the first result of the probe that is not None, None after ``timeout`` seconds.
 
-        The probe is called first at once, then after each change, and while nothing can change.
+        The probe is called first at once, then after each change.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -325,15 +328,10 @@ class Recording:
                 left = deadline - time.monotonic()
                 if found is not None or left <= 0:
                     return found
-                due = min(self._expiring.values(), default=deadline) - time.monotonic()
-                self._changed.wait(max(0.001, min(left, due)))
+                self._changed.wait(left)
 
     def unsettled(self) -> list[str]:
         """Return a line for everything that is still on its way. For a probe, or a failure."""
-        now = time.monotonic()
-        for message_id in [each for each, due in self._expiring.items() if due <= now]:
-            del self._expiring[message_id]
-            del self._copies[message_id]
         lines = [f"still running: {_whom(run)}" for run in self.running]
         if self._unconfirmed > 0:
             lines.append(f"not confirmed by the broker: {self._unconfirmed} messages")

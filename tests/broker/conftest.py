@@ -67,6 +67,7 @@ def serve(config: ConnectionConfig) -> Iterator[Serve]:
             **settings: Any,
         ) -> Server:
             settings.setdefault("queue_type", "classic")
+            settings.setdefault("retry", False)
             return servers.enter_context(Server(config, queue, exchange, controllers, **settings))
 
         yield start

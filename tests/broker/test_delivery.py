@@ -292,7 +292,7 @@ def test_a_queue_that_exists_with_other_arguments_is_one_clear_error(
     text = str(caught.value)
     assert f"queue '{QUEUE}' exists already" in text
     assert "x-queue-type is 'quorum', wanted is 'classic'" in text
-    assert "delete the queue" in text
+    assert "tavrida topology apply" in text
 
 
 def test_queues_are_durable_quorum_queues_with_a_delivery_limit_by_default(

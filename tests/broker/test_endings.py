@@ -211,7 +211,14 @@ def test_with_an_error_each_time_a_transfer_finds_nobody(serve: Serve, connect: 
     assert {"RemoteError"} == {_outcome(answer) for answer in answers}
 
 
-HOOKS = ("process", "before_handle", "after_handle", "before_publish", "after_publish")
+HOOKS = (
+    "process",
+    "before_handle",
+    "after_handle",
+    "before_settle",
+    "before_publish",
+    "after_publish",
+)
 
 #: Those that come while the message is on its way; after the others it is over.
 DECIDING = {"incoming": ("process", "before_handle"), "outgoing": ("process", "before_publish")}
@@ -236,6 +243,11 @@ class Breaking(Middleware):
 
     def after_handle(self, message: Message, error: BaseException | None) -> None:
         self._meet("after_handle")
+
+    def before_settle(
+        self, message: Message, answer: Message | None, error: BaseException | None
+    ) -> None:
+        self._meet("before_settle")
 
     def before_publish(self, message: Message) -> None:
         self._meet("before_publish")

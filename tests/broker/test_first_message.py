@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import multiprocessing
 import socket
 import sqlite3
 import threading
@@ -19,11 +21,12 @@ from typing import Any
 import pytest
 
 from tavrida import dispatcher, exceptions
-from tavrida.client import AsyncRPCClient, RPCClient
+from tavrida.client import AsyncRPCClient, RPCClient, _Link
 from tavrida.config import ConnectionConfig
 from tavrida.server import Server
 from tavrida.service import ServiceController
 from tests.broker.conftest import Connect, Serve
+from tests.transports.bench import transport_class
 from tests.waiting import DEADLINE, eventually
 
 #: Seconds that the messages here have, and by which they end at the latest.
@@ -142,7 +145,9 @@ def test_closing_does_not_wait_for_connecting(silent: ConnectionConfig, send: st
     eventually(lambda: client._sender._link is not None)
     began = time.monotonic()
     client.close()
-    assert isinstance(told.result(SOON), exceptions.CallInterrupted | exceptions.ConnectionFailed)
+    error = told.result(SOON)
+    assert isinstance(error, exceptions.ConnectionFailed)  # and not "may have been handled"
+    assert "closed" in str(error)
     assert time.monotonic() - began < SOON
 
 
@@ -176,4 +181,87 @@ def test_a_client_may_try_again_after_it_could_not_connect(
         with pytest.raises(exceptions.ConnectionFailed, match="connection refused"):
             client.echo.say().call(timeout=DEADLINE)
     client._sender._config = config
+    client._sender._transport = transport_class(config.url[0])
     assert "now" == client.echo.say(word="now").call(timeout=DEADLINE)["word"]
+
+
+def test_a_child_forked_while_another_thread_connects_has_a_client_too(
+    serve: Serve, connect: Connect
+) -> None:
+    """That thread, which holds the lock, is not in the child."""
+    serve(Echo)
+    client = connect("echo")
+    fork = multiprocessing.get_context("fork")
+    words = fork.SimpleQueue()
+
+    def say() -> None:
+        words.put(client.echo.say(word="child").call(timeout=DEADLINE)["word"])
+        client.close()
+
+    child = fork.Process(target=say, daemon=True)
+    with client._sender._connecting:
+        child.start()
+    child.join(SOON)
+    try:
+        assert (0, "child") == (child.exitcode, words.get())
+    finally:
+        child.kill()
+    assert "parent" == client.echo.say(word="parent").call(timeout=DEADLINE)["word"]
+
+
+def test_connecting_that_fails_leaves_nothing_behind() -> None:
+    """However often a client tries again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    config = ConnectionConfig(url=(f"amqp://127.0.0.1:{port}/%2F",), connection_attempts=1)
+    before = threading.active_count()
+    with RPCClient(config) as client:
+        for _ in range(50):
+            with pytest.raises(exceptions.ConnectionFailed):
+                client.echo.say().cast()
+        gc.collect()
+        links = [each for each in gc.get_objects() if isinstance(each, _Link)]
+        assert [client._sender._link] == [each for each in links if each.transport.config is config]
+        assert threading.active_count() <= before + 2  # the link's, and one that resolves names
+
+
+@pytest.mark.parametrize("client", [RPCClient, AsyncRPCClient])
+@pytest.mark.parametrize(
+    ("urls", "error"),
+    [
+        (("sqlite:///a.db", "sqlite:///b.db"), exceptions.ConfigError),
+        (("nowhere://host",), exceptions.PluginError),
+    ],
+)
+def test_a_url_that_cannot_work_is_told_before_there_is_a_thread(
+    client: Any, urls: tuple[str, ...], error: type[Exception]
+) -> None:
+    """By the constructor, and not by the first message."""
+    before = set(threading.enumerate())
+    with pytest.raises(error):
+        client(ConnectionConfig(url=urls))
+    assert set(threading.enumerate()) <= before
+
+
+def test_giving_up_while_connecting_makes_no_noise(
+    silent: ConnectionConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither asyncio nor pika complains of what nobody waits for any more."""
+
+    async def ask() -> None:
+        async with AsyncRPCClient(silent) as client:
+            with pytest.raises(exceptions.ConnectionFailed):
+                await client.echo.say().call(timeout=0.1)
+            for giving_up in (client.echo.say().cast(), client.echo.say().call()):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(giving_up, 0.1)
+
+    asyncio.run(ask())
+    with RPCClient(silent) as client:
+        answer = client.echo.say().future(timeout=DEADLINE)
+        with pytest.raises(exceptions.ConnectionFailed):
+            client.echo.say().call(timeout=0.1)
+    assert isinstance(answer.exception(SOON), exceptions.ConnectionFailed)
+    del client, answer
+    gc.collect()
+    assert [] == [each.getMessage() for each in caplog.records if each.name == "asyncio"]

@@ -93,6 +93,26 @@ class Interrupted(Odd):
         self.add_incoming_middleware(Cancelling())
 
 
+class Refusing(Middleware):
+    """Lets no request of a handler out."""
+
+    failure: type[BaseException]
+
+    def before_publish(self, message: messages.Message) -> None:
+        if isinstance(message, messages.Request):
+            raise self.failure("quota")
+
+
+class Asking(Odd):
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.add_outgoing_middleware(Refusing())
+
+    @dispatcher.rpc_method(service="odd", method="ask")
+    def ask(self, request: Any, proxy: Any) -> None:
+        proxy.odd.good().wait(timeout=3)
+
+
 @pytest.mark.parametrize("which", RESULTS)
 def test_an_odd_result_is_an_answer_or_an_error(which: str) -> None:
     """Never a call that waits for its deadline."""
@@ -181,3 +201,18 @@ async def _outlive(url: str) -> None:
 def test_a_task_that_outlives_a_pipeline_hears_of_its_own_failures() -> None:
     """The pipeline is over, and nobody looks into it any more."""
     asyncio.run(_outlive("sqlite://?memory=outlived"))
+
+
+@pytest.mark.parametrize("failure", [SystemExit, KeyboardInterrupt, TimeoutError])
+def test_whatever_a_middleware_raises_at_a_handlers_first_call_ends_that_call(
+    failure: type[BaseException],
+) -> None:
+    """With what it raised, as at each later one; the worker goes on."""
+    Refusing.failure = failure
+    with App(Asking, concurrency=1) as app:
+        for _ in range(2):
+            with pytest.raises(exceptions.RemoteError) as caught:
+                app.client.odd.ask().call(timeout=3)
+            assert (failure.__name__, "quota") == (caught.value.error_class, caught.value.message)
+        assert app.client.odd.good().call(timeout=3)["good"]
+        app.failures()

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import Counter
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -26,8 +26,8 @@ class Mill(ServiceController):
     """Grinds slowly."""
 
     gate = threading.Event()
-    running: Counter[str] = Counter()
-    most: Counter[str] = Counter()
+    running: ClassVar[Counter[str]] = Counter()
+    most: ClassVar[Counter[str]] = Counter()
     seen: SimpleQueue[Any] = SimpleQueue()
     lock = threading.Lock()
     is_broken = False
@@ -134,9 +134,7 @@ def test_the_operator_has_the_last_word(serve: Serve, connect: Connect) -> None:
         ("mill.narrow:x", r"'mill\.narrow:x'.*SERVICE\.METHOD:NUMBER"),
     ],
 )
-def test_a_wrong_limit_is_told_before_anything_connects(
-    serve: Serve, said: str, text: str
-) -> None:
+def test_a_wrong_limit_is_told_before_anything_connects(serve: Serve, said: str, text: str) -> None:
     """With the nearest handler, or how to write it."""
     with pytest.raises(exceptions.ConfigError, match=text):
         serve(Mill, handler_concurrency=(said,))
@@ -167,9 +165,7 @@ def test_a_queue_is_paused_when_too_many_of_its_messages_fail(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It tries one after the pause; when that fails too, it pauses again, else all goes on."""
-    server = serve(
-        Mill, concurrency=1, failure_threshold=0.5, failure_window=4, failure_pause=0.5
-    )
+    server = serve(Mill, concurrency=1, failure_threshold=0.5, failure_window=4, failure_pause=0.5)
     mill = connect("mill").mill
     with caplog.at_level(logging.WARNING, "tavrida"):
         for n in range(10):
@@ -183,6 +179,22 @@ def test_a_queue_is_paused_when_too_many_of_its_messages_fail(
         assert list(range(3, 10)) == [Mill.seen.get(timeout=DEADLINE) for _ in range(7)]
         eventually(lambda: "is handled again" in caplog.text)
     eventually(lambda: messages_in(server, f"{QUEUE}.dead") == 3)
+
+
+def test_a_long_handler_from_before_the_pause_does_not_prolong_it(
+    serve: Serve, connect: Connect
+) -> None:
+    """The trial begins beside it."""
+    serve(Mill, concurrency=3, failure_threshold=0.5, failure_window=2, failure_pause=0.2)
+    mill = connect("mill").mill
+    mill.narrow(n=0).cast()
+    eventually(lambda: Mill.running["narrow"] == 1)
+    mill.breaks(n=1).cast()
+    assert 1 == Mill.seen.get(timeout=DEADLINE)
+    Mill.is_broken = False
+    for n in range(2, 6):
+        mill.breaks(n=n).cast()
+    assert set(range(2, 6)) == {Mill.seen.get(timeout=DEADLINE) for _ in range(4)}
 
 
 def test_messages_that_are_their_own_fault_pause_nothing(serve: Serve, connect: Connect) -> None:

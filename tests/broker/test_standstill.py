@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from concurrent.futures import Future
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from tavrida import dispatcher, exceptions
+from tavrida import dispatcher, exceptions, standstill
+from tavrida.plugins.transports import QueueState
 from tavrida.service import ServiceController
-from tests.broker.conftest import Connect, Serve
+from tests.broker.conftest import QUEUE, Connect, Serve
+from tests.transports.bench import Bench
 from tests.waiting import DEADLINE, eventually
 
 #: Seconds; far less than the time-out of the calls here.
@@ -48,6 +51,17 @@ class Ring(ServiceController):
     def outer(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
         self.together.wait(DEADLINE)
         return {"n": proxy.ring.inner(n=n).wait(timeout=DEADLINE)["n"]}
+
+    @dispatcher.rpc_method(service="ring", method="bold")
+    def bold(self, request: Any, proxy: Any, n: int) -> None:
+        """Goes on without the answer."""
+        self.seen.put(n)
+        with contextlib.suppress(exceptions.CallError):
+            proxy.ring.gated().wait(timeout=DEADLINE)
+
+    @dispatcher.rpc_method(service="ring", method="noted")
+    def noted(self, request: Any, proxy: Any, n: int) -> None:
+        self.seen.put(n)
 
     @dispatcher.rpc_method(service="ring", method="task")
     async def task(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def _fresh() -> None:
 
 def _in_line(server: Any) -> int:
     """How many requests were delivered to a server and have not begun."""
-    return len(server._processor._waiting)
+    return len(server._processor._turns.hall.waiting)
 
 
 def test_the_only_worker_waits_for_itself(serve: Serve, connect: Connect) -> None:
@@ -221,3 +235,75 @@ def test_none_is_told_when_a_thread_waits_that_its_handler_does_not_wait_for(
     assert {} == asked.result(DEADLINE).payload
     assert "inner" == Ring.seen.get(timeout=DEADLINE)
     assert 5 == Ring.seen.get(timeout=DEADLINE).result(DEADLINE)
+
+
+def test_a_server_that_stops_takes_nothing_in_any_more(
+    serve: Serve, connect: Connect, url: str
+) -> None:
+    """It would only be given back, again and again, until the queue takes it for deadly."""
+    Ring.together = threading.Barrier(2)
+    server = serve(Ring, concurrency=1, queue_type="quorum", graceful_timeout=0.5)
+    client = connect("ring")
+    client.ring.outer().cast()
+    with client.pipeline():
+        for n in range(400):
+            client.ring.inner(n=n).cast()
+    Ring.together.wait(DEADLINE)
+    eventually(lambda: _in_line(server) > 20)
+    server.stop()
+    with Bench(url) as bench:
+        looking = bench.connect()
+        # All of them, and what waited for the last one.
+        eventually(lambda: looking.inspect(QUEUE) == QueueState(402, 0))
+        headers = [each.properties.headers or {} for each in bench.drain(QUEUE)]
+        assert QueueState(0, 0) == looking.inspect(f"{QUEUE}.dead")
+    assert max(each.get("x-delivery-count", 0) for each in headers) <= 2
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_one_handler_at_a_time_keeps_the_order_over_standstills(
+    serve: Serve, connect: Connect, queue_type: str
+) -> None:
+    """What is taken in to end one does not overtake what the queue delivers meanwhile."""
+    serve(Ring, concurrency=1, prefetch=2, queue_type=queue_type)
+    client = connect("ring")
+    with client.pipeline():
+        for n in range(200):
+            (client.ring.noted if n % 10 else client.ring.bold)(n=n).cast()
+    assert list(range(200)) == [Ring.seen.get(timeout=DEADLINE) for _ in range(200)]
+
+
+def test_none_is_told_in_line_while_another_process_may_take_requests(
+    serve: Serve, connect: Connect, amqp_url: str
+) -> None:
+    """Also where it was delivered here: this process may end, and the other one is idle."""
+    Ring.together = threading.Barrier(2)
+    servers = [serve(Ring, concurrency=1, prefetch=5) for _ in range(2)]
+    ring = connect("ring").ring
+    answer = ring.outer().future(timeout=1.0)
+    assert 1 == ring.inner(n=1).call(timeout=DEADLINE)["n"]  # the turn of the other one
+    Ring.together.wait(DEADLINE)
+    eventually(lambda: sum(map(_in_line, servers)) == 1)
+    with pytest.raises(exceptions.CallTimeout):
+        answer.result(DEADLINE)
+
+
+def test_what_was_delivered_anyway_is_no_part_of_what_is_taken_in(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefetch beyond the limit leaves room to find the request."""
+    monkeypatch.setattr(standstill, "MAX_TAKEN_IN", 5)
+    Ring.together = threading.Barrier(2)
+    server = serve(Ring, concurrency=1, prefetch=20)
+    client = connect("ring")
+    answer = client.ring.outer().future(timeout=DEADLINE)
+    eventually(lambda: Ring.together.n_waiting == 1)
+    with client.pipeline():
+        for n in range(22):
+            client.ring.inner(n=n).cast()
+    eventually(lambda: _in_line(server) == 19)
+    began = time.monotonic()
+    Ring.together.wait(DEADLINE)
+    with pytest.raises(exceptions.RemoteError, match=r"ring\.inner cannot begin"):
+        answer.result(DEADLINE)
+    assert time.monotonic() - began < AT_ONCE

@@ -12,6 +12,7 @@ import pytest
 
 from tavrida import dispatcher, exceptions, messages, middleware, service
 from tavrida.discovery import LocalDiscovery
+from tavrida.retries import Retry
 from tavrida.testing import faults
 from tavrida.testing.app import App, StartApp, UnseenFailures
 from tavrida.testing.recording import WaitFailed
@@ -218,7 +219,7 @@ def test_settled_counts_what_waits_in_a_queue(tavrida_app: StartApp) -> None:
 
 
 def test_settled_does_not_wait_for_requests_that_expired(tavrida_app: StartApp) -> None:
-    """The broker drops them when their caller has given up."""
+    """They are shed unseen when it is their turn."""
     app = tavrida_app(Stock, concurrency=1)
     stock = app.server.placements[0].dispatcher.controller
     app.client.stock.slow().cast()
@@ -562,3 +563,55 @@ def test_async_handlers_are_recorded_alike(tavrida_app: StartApp) -> None:
     for n in (0, 1, 2, 4):
         assert {"n": n} == app.wait_handled("echo.say", payload={"n": n}).result
     app.wait_handled("echo.say", payload={"n": 3}, raises=ValueError)
+
+
+# -- retries
+
+
+@dispatcher.rpc_service("flaky")
+class Flaky(service.ServiceController):
+    """Fails at first."""
+
+    @dispatcher.rpc_method("flaky", "stubborn", retry=Retry(attempts=3, first_delay=60))
+    def stubborn(self, request: Any, proxy: Any, good: int) -> None:
+        if request.attempt < good:
+            raise ValueError(f"failure {request.attempt}")
+
+    @dispatcher.rpc_method("flaky", "weak")
+    def weak(self, request: Any, proxy: Any, good: int) -> None:
+        self.stubborn(request, proxy, good)
+
+
+def test_a_failure_after_which_the_message_is_handled_again_needs_no_notice(
+    tavrida_app: StartApp,
+) -> None:
+    """The delay of a minute is none in an app; nothing is reported, nothing is left."""
+    app = tavrida_app(Flaky)
+    app.client.flaky.stubborn(good=3).cast()
+    last = app.wait_handled("flaky.stubborn", nth=3).message
+    assert isinstance(last, messages.IncomingRequest)
+    assert 3 == last.attempt
+    app.wait_settled()
+    assert [] == app.failures()
+    assert 1 == app.story().count("sent request")
+    assert "again: request flaky.stubborn, attempt=2" in app.story()
+
+
+def test_the_last_failure_needs_notice(tavrida_app: StartApp) -> None:
+    """Those before it do not."""
+    app = tavrida_app(Flaky)
+    app.client.flaky.stubborn(good=9).cast()
+    app.wait_handled("flaky.stubborn", nth=3, raises=ValueError)
+    app.wait_settled()
+    app.check()
+
+
+def test_an_app_tries_nothing_again_that_does_not_say_so(tavrida_app: StartApp) -> None:
+    """One failure is one failure, unless the app gets a retry."""
+    app = tavrida_app(Flaky)
+    app.client.flaky.weak(good=2).cast()
+    assert app.wait_dead_letter("flaky.weak").reason == "ValueError: failure 1"
+    other = tavrida_app(Flaky, retry=2)
+    other.client.flaky.weak(good=2).cast()
+    other.wait_handled("flaky.weak", nth=2)
+    other.wait_settled()

@@ -27,7 +27,7 @@ def test_the_examples_pass_as_they_stand(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "-W", "error", timeout=DEADLINE
     )
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
 
 
 def test_the_examples_pass_on_rabbitmq(pytester: pytest.Pytester, amqp_url: str) -> None:
@@ -39,7 +39,7 @@ def test_the_examples_pass_on_rabbitmq(pytester: pytest.Pytester, amqp_url: str)
     result = pytester.runpytest_subprocess(
         "-p", "no:cacheprovider", "-W", "error", "-k", "tavrida_app or story or full_disk or again"
     )
-    result.assert_outcomes(passed=3, deselected=3)
+    result.assert_outcomes(passed=3, deselected=4)
 
 
 def test_the_page_names_what_there_is() -> None:

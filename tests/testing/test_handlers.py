@@ -90,6 +90,7 @@ class Probe(service.ServiceController):
             "context": request.context,
             "headers": request.headers,
             "redelivered": request.redelivered,
+            "attempt": request.attempt,
         }
 
     @dispatcher.rpc_error_method(service="stock", method="take")
@@ -111,10 +112,12 @@ def test_a_message_is_made_up_as_the_test_says() -> None:
         headers={"tenant": "t"},
         source="web.shop",
         redelivered=True,
+        attempt=3,
     )
     assert seen is not None
     assert {"a": 1, "b": 2} == seen["context"]
     assert seen["redelivered"]
+    assert 3 == seen["attempt"]
     headers = seen["headers"]
     assert ("t", "web.shop", "probe.message") == (
         headers["tenant"],

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -55,6 +55,22 @@ class Shop(ServiceController):
         self, request: Any, proxy: Any, one: Strange | None, two: dict[str, complex]
     ) -> messages.Response:
         return messages.Response()
+
+
+@dispatcher.rpc_service("example")
+class Example(ServiceController):
+    @dispatcher.rpc_method(service="example", method="odd")
+    def odd(
+        self, request: Any, proxy: Any, n: Annotated[int, msgspec.Meta(examples=[object()])]
+    ) -> None: ...
+
+    @dispatcher.rpc_method(service="example", method="even")
+    def even(
+        self,
+        request: Any,
+        proxy: Any,
+        day: Annotated[str, msgspec.Meta(examples=[{date(2030, 1, 2)}])],
+    ) -> None: ...
 
 
 @dispatcher.rpc_service("listener")
@@ -144,6 +160,16 @@ def test_types_without_a_json_schema_are_named() -> None:
     assert f"{__name__}.Strange" in str(told["parameters"]["properties"]["one"])
     assert "complex" in str(told["parameters"]["properties"]["two"])
     assert {} == told["result"]
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack"])
+def test_examples_that_json_cannot_write_leave_the_rest(connect: Connect, serializer: str) -> None:
+    """Of the description; what it can write is written as JSON has it."""
+    client = connect(Example, serializer=serializer)
+    methods = client.example["__describe__"]().call(timeout=DEADLINE)["methods"]
+    assert "no JSON Schema" in methods["odd"]["parameters"]["description"]
+    day = methods["even"]["parameters"]["properties"]["day"]
+    assert {"type": "string", "examples": [["2030-01-02"]]} == day
 
 
 def test_it_tells_what_it_listens_to() -> None:

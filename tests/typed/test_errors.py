@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from queue import SimpleQueue
 from typing import Any
 
@@ -34,6 +35,13 @@ def remote(name: str, **attributes: Any) -> Exception:
     """An exception of a class that only the shop has."""
     cls: type[Exception] = type(name, (Exception,), attributes)
     return cls("nothing left")
+
+
+class Collection(Exception):
+    """False, as every collection that has nothing in it."""
+
+    def __len__(self) -> int:
+        return 0
 
 
 @dispatcher.rpc_service("shop")
@@ -149,9 +157,25 @@ def test_a_class_that_takes_no_message_leaves_the_remote_error(
     assert f"{cls.__name__}('nothing left') could not be made: " in note
 
 
-@pytest.mark.parametrize("cls", [5, "OutOfStock", int, SystemExit, StopIteration])
+def test_a_local_error_that_is_false_leaves_the_remote_error(connect: Connect) -> None:
+    """A future would take it for no error at all, and a call return None."""
+    call = connect(Shop).shop.fail(name="OutOfStock").raises(OutOfStock=Collection)
+    with pytest.raises(exceptions.RemoteError, match="OutOfStock") as caught:
+        call.call(timeout=DEADLINE)
+    assert "Collection('nothing left')" in caught.value.__notes__[0]
+
+    async def awaited() -> None:
+        await call
+
+    with pytest.raises(exceptions.RemoteError, match="OutOfStock"):
+        asyncio.run(awaited())
+
+
+@pytest.mark.parametrize(
+    "cls", [5, "OutOfStock", int, SystemExit, StopIteration, concurrent.futures.CancelledError]
+)
 def test_raises_takes_classes_of_exceptions_only(connect: Connect, cls: Any) -> None:
-    """Told before anything is sent. StopIteration would never come out of an await."""
+    """Told before anything is sent. The last two would not come out of an await."""
     call = connect(Shop).shop.fail(name="OutOfStock")
     with pytest.raises(TypeError, match="should name classes of exceptions"):
         call.raises(cls)
