@@ -136,7 +136,10 @@ class RPCClient(_Client):
             raise exceptions.PipelineFailed(pipeline.failures)
 
     def close(self) -> None:
-        """Close the connection. Calls that wait end with CallInterrupted. Idempotent."""
+        """Close the connection. Idempotent.
+
+        Calls that wait end with CallInterrupted, those not sent yet with ConnectionFailed.
+        """
         self._sender.close()
 
     def __enter__(self) -> Self:
@@ -198,7 +201,10 @@ class AsyncRPCClient(_Client):
             raise exceptions.PipelineFailed(pipeline.failures)
 
     async def close(self) -> None:
-        """Close the connection. Calls that wait end with CallInterrupted. Idempotent."""
+        """Close the connection. Idempotent.
+
+        Calls that wait end with CallInterrupted, those not sent yet with ConnectionFailed.
+        """
         await asyncio.to_thread(self._sender.close)
 
     async def __aenter__(self) -> Self:

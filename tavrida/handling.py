@@ -148,6 +148,7 @@ class Handling:
             result, error = here.run(self._run)
             self._processor.loop.submit(here.run, self._ended, result, error)
         except exceptions.ConnectionFailed as stopped:
+            # The server stopped without waiting for us; the broker delivers it again.
             self._tell_middleware(stopped)
 
     def _run(self) -> tuple[object, BaseException | None]:

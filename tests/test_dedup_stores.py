@@ -214,10 +214,11 @@ def test_what_is_no_key_is_refused_at_the_start(key: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
 def test_times_that_are_none_are_refused(value: float, tmp_path: Path) -> None:
     """They would wait for ever, or remember nothing."""
-    for name in ("keep", "lease"):
-        for make in (lambda **kw: SQLiteStore(str(tmp_path / "x.db"), **kw), MemoryStore):
-            with pytest.raises(exceptions.ConfigError, match=f"^{name} = {value} is no number of"):
-                make(**{name: value})
+    for store in (MemoryStore, SQLiteStore):
+        with pytest.raises(exceptions.ConfigError, match=f"^keep = {value} is no number of"):
+            store(str(tmp_path / "x.db"), keep=value)
+        with pytest.raises(exceptions.ConfigError, match=f"^lease = {value} is no number of"):
+            store(str(tmp_path / "x.db"), lease=value)
     with pytest.raises(exceptions.ConfigError, match=f"^wait = {value} .* 0 or more, and finite$"):
         Dedup(wait=value)
 

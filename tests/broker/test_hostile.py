@@ -167,7 +167,7 @@ def test_closing_a_client_ends_its_first_call_while_it_is_disconnected(
     node.stop()
     answer = client.svc.ok(n=2).future(timeout=60)
     client.close()
-    with pytest.raises(exceptions.CallInterrupted):
+    with pytest.raises(exceptions.ConnectionFailed, match="before the request"):
         answer.result(DEADLINE)
 
 
@@ -281,7 +281,7 @@ def test_what_waited_here_when_the_connection_went_is_handled_once(
 
 def _redelivered(server: Any) -> bool:
     """Tell whether the first message has come again on the new connection."""
-    waiting = list(server._processor._waiting)
+    waiting = list(server._processor._turns.hall.waiting)
     return any(handling.delivery.is_live for handling in waiting)
 
 

@@ -43,7 +43,7 @@ class Hears(Middleware):
         assert now is not None
         assert now.message_id == message.message_id
         name = type(error).__name__ if error else None
-        self.told.put((message.payload["name"], answer and answer.payload, name))
+        self.told.put((message.payload["name"], answer.payload if answer else None, name))
         if message.payload.get("hold"):
             assert self.gate.wait(DEADLINE)
 

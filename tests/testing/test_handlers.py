@@ -203,6 +203,37 @@ def test_middleware_works_on_both_ways(peers: Peers) -> None:
     assert {"closed": True} == answer.payload
 
 
+@pytest.mark.parametrize("method", ["async def", "def"])
+def test_middleware_knows_how_it_ended_before_the_call_returns(method: str) -> None:
+    """Its ``before_settle`` is called here too."""
+    told: list[messages.Message | None] = []
+
+    class Hears(middleware.Middleware):
+        def before_settle(
+            self,
+            message: messages.IncomingMessage,
+            answer: messages.Message | None,
+            error: BaseException | None,
+        ) -> None:
+            told.append(answer)
+
+    class HearsOnLoop(middleware.Middleware):
+        async def before_settle(
+            self,
+            message: messages.IncomingMessage,
+            answer: messages.Message | None,
+            error: BaseException | None,
+        ) -> None:
+            told.append(answer)
+
+    class Heard(Shop):
+        def __init__(self, options: Any = None) -> None:
+            super().__init__(options)
+            self.add_incoming_middleware(Hears() if method == "def" else HearsOnLoop())
+
+    assert [call_handler(Heard, "shop.sell", {"sku": 1}, peers=Peers())] == told
+
+
 @dispatcher.rpc_service("clumsy")
 class Clumsy(service.ServiceController):
     """Every mistake that a server would tell, too."""

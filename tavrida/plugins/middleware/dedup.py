@@ -113,10 +113,11 @@ class Dedup(Middleware):
         )
 
     def process(self, message: Message) -> Message | Awaitable[Message]:
-        key = keys.digest_of(message, self._key) if isinstance(message, IncomingMessage) else None
+        if not isinstance(message, IncomingMessage):
+            return message
+        key = keys.digest_of(message, self._key)
         if key is None:
             return message
-        assert isinstance(message, IncomingMessage)
         end = time.monotonic() + self._wait
         if message.time_left is not None:
             end = min(end, time.monotonic() + message.time_left)
