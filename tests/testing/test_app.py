@@ -607,11 +607,15 @@ def test_the_last_failure_needs_notice(tavrida_app: StartApp) -> None:
 
 
 def test_an_app_tries_nothing_again_that_does_not_say_so(tavrida_app: StartApp) -> None:
-    """One failure is one failure, unless the app gets a retry."""
+    """One failure is one failure."""
     app = tavrida_app(Flaky)
     app.client.flaky.weak(good=2).cast()
     assert app.wait_dead_letter("flaky.weak").reason == "ValueError: failure 1"
-    other = tavrida_app(Flaky, retry=2)
-    other.client.flaky.weak(good=2).cast()
-    other.wait_handled("flaky.weak", nth=2)
-    other.wait_settled()
+
+
+def test_an_app_with_a_retry_tries_everything_again(tavrida_app: StartApp) -> None:
+    """Also what does not say so itself."""
+    app = tavrida_app(Flaky, retry=2)
+    app.client.flaky.weak(good=2).cast()
+    app.wait_handled("flaky.weak", nth=2)
+    app.wait_settled()
