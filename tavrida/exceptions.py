@@ -347,9 +347,16 @@ class TopologyConflict(TransportError):
 
 
 class PublishFailed(TransportError):
-    """Raised when the broker did not take a message."""
+    """Raised when the broker did not take a message.
+
+    ``is_passing`` says that it may take the same message later: its disk is full, for example.
+    """
 
     code = 1043
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class PublishTimeout(TransportError, TimeoutError):

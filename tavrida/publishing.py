@@ -148,7 +148,10 @@ class Publisher:
             with self._room:
                 self._unconfirmed -= 1
                 self._room.notify()
-            if keep is not None and isinstance(error, exceptions.PublishTimeout):
+            may_pass = isinstance(error, exceptions.PublishTimeout) or (
+                isinstance(error, exceptions.PublishFailed) and error.is_passing
+            )
+            if keep is not None and error is not None and may_pass:
                 again = functools.partial(self.send_raw, publication, done, keep=keep)
                 keep(again, functools.partial(done, error))
             else:

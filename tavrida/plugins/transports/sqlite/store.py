@@ -480,7 +480,7 @@ class Store:
             self.trouble = str(error)
             LOG.error("A turn failed: %s", error)
         for sending in work.sendings:
-            sending.end(exceptions.PublishFailed(str(error)))
+            sending.end(exceptions.PublishFailed(str(error), is_passing=True))
         for _, future in work.asked:
             if not future.done():
                 future.set_exception(error)
