@@ -163,6 +163,33 @@ def test_a_log_that_was_removed_confirms_nothing(bench: Bench, path: Path) -> No
     assert {b"before", b"after"} == set(bench.bodies_in(queue))
 
 
+def test_what_a_refused_sender_does_at_once_is_not_forgotten(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It publishes another message and settles a delivery while it is told of the full disk."""
+    monkeypatch.setattr(store, "RETRY", 0.05)
+    connection = bench.connect()
+    queue, other = connection.queue(), connection.queue()
+    connection.put(queue, b"first")
+    delivery = connection.consume(queue).next()
+    database = store_of(connection)._database.connection
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    second = connection._outcome()
+
+    def refused(error: Exception | None) -> None:
+        assert isinstance(error, exceptions.PublishFailed)
+        database.execute("PRAGMA max_page_count = 1000000")
+        delivery.ack()
+        connection.transport.publish(publication("", other, b"second"), second)
+
+    bench.call(connection.transport.publish, publication("", other, b"x" * 1_000_000), refused)
+    assert second.wait() is None
+    connection.close()
+    assert [b"second"] == bench.bodies_in(other)
+    assert [] == bench.bodies_in(queue)
+
+
 def test_a_full_disk_fails_what_is_published_and_keeps_what_is_settled(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -479,18 +479,19 @@ class Store:
         if self.trouble != str(error):
             self.trouble = str(error)
             LOG.error("A turn failed: %s", error)
-        for sending in work.sendings:
+        sendings, asked = work.sendings, work.asked
+        work.sendings, work.asked = [], []
+        # Before anybody is told: who is refused may have more work for the next turn at once.
+        self._work = work
+        for sending in sendings:
             sending.end(exceptions.PublishFailed(str(error), is_passing=True))
-        for _, future in work.asked:
+        for _, future in asked:
             if not future.done():
                 future.set_exception(error)
         if isinstance(error, exceptions.ConnectionFailed) and error.is_final:
             self.lose(str(error))
-            return
-        work.sendings, work.asked = [], []
-        # Nothing can have come in between: this runs on the loop, as all that adds to it.
-        self._work = work
-        self._after(RETRY, self.schedule)
+        else:
+            self._after(RETRY, self.schedule)
 
     def lose(self, reason: str) -> None:
         """Give the store up, as if the connection to a broker were lost."""
