@@ -18,7 +18,7 @@ from pika.spec import BasicProperties
 from tavrida import discovery, dispatcher
 from tavrida.client import RPCClient
 from tavrida.config import ConnectionConfig
-from tavrida.plugins.transports import amqp
+from tavrida.plugins.transports.amqp import fields
 from tavrida.server import Server
 from tavrida.service import ServiceController
 from tests.fields import RawProperties, long, short, table
@@ -73,7 +73,7 @@ def test_tables_without_end_are_cut_off(kind: bytes) -> None:
     deep = nested(kind, 18_000)
     found = decode(headers=table([(b"deep", deep), (b"last", b"S" + long(b"x"))]))
     assert "x" == (found.headers or {})["last"]
-    amqp._plain(found.headers)
+    fields.plain(found.headers)
     found.encode()
 
 

@@ -15,7 +15,7 @@ from tavrida import dispatcher, service
 from tavrida.client import RPCClient
 from tavrida.config import ConnectionConfig
 from tavrida.exceptions import ServiceUnavailable
-from tavrida.plugins.transports import amqp
+from tavrida.plugins.transports.amqp import transport as amqp
 from tavrida.server import Server
 from tests.waiting import DEADLINE, eventually
 

@@ -20,7 +20,7 @@ from tavrida.client import RPCClient
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import LocalDiscovery
 from tavrida.exceptions import PipelineFailed, PublishTimeout
-from tavrida.plugins.transports import amqp
+from tavrida.plugins.transports.amqp import transport as amqp
 from tests.waiting import eventually
 
 

@@ -1,16 +1,6 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""The ``amqp`` and ``amqps`` transport: RabbitMQ, or whatever speaks AMQP 0-9-1, by pika.
-
-Why ``AsyncioConnection``: ``async def`` handlers need an asyncio loop, and one loop for handlers
-and sockets means no hand-over between two. pika's transport beneath is the same as that of
-``SelectConnection``; measured side by side, three interleaved rounds of hand-written clients on
-RabbitMQ 3.10, two cores: one call in flight 599 us (p50) against 536, 64 in flight 7,100 calls/s
-against 7,000, confirmed events 14,300/s against 16,800, within the noise of that machine.
-``BlockingConnection`` was no choice: pika deprecates it, and it ties heartbeats to handlers.
-
-Only the loop's thread touches pika. Heartbeats are pika's and need nothing but the loop.
-"""
+"""The transport: one connection, a channel that publishes and one that consumes, by pika."""
 
 from __future__ import annotations
 
@@ -20,10 +10,8 @@ import functools
 import itertools
 import logging
 import os
-import re
 import secrets
 import socket
-import struct
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -42,17 +30,15 @@ from pika.spec import Basic, BasicProperties
 
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig, redact
-from tavrida.envelope import Properties, ReadProperties
+from tavrida.envelope import ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
-    MAX_PROPERTIES,
     Differences,
     Done,
     Events,
     OnDelivery,
     Publication,
     QueueState,
-    conflict,
     in_use,
     no_exchange,
     passwords,
@@ -60,6 +46,23 @@ from tavrida.plugins.transports import (
     tls,
     undeclared,
     unroutable,
+)
+from tavrida.plugins.transports.amqp.channel import AwaitableChannel, passing
+from tavrida.plugins.transports.amqp.declarations import (
+    PARAMETERS,
+    arguments_of,
+    conflict_of,
+    difference_of,
+    has_exchange,
+    refusal_of,
+    settings_of,
+)
+from tavrida.plugins.transports.amqp.fields import check_size, pika_properties, plain
+from tavrida.plugins.transports.amqp.objections import (
+    NOT_FOUND,
+    is_named_in,
+    objection_to,
+    text_of,
 )
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.topology import Binding, Exchange, Queue, Topology
@@ -80,52 +83,6 @@ GUARD_PAUSE = 5.0
 
 #: Seconds until a message that the broker refused is sent again.
 REFUSAL_PAUSE = 1.0
-
-#: 404 NOT_FOUND, of AMQP 0-9-1: here, an exchange that does not exist.
-_NOT_FOUND = 404
-_ACCESS_REFUSED = 403
-_PRECONDITION_FAILED = 406
-
-_TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
-_AMQP_VALUE = re.compile(r"the value '(.*?)' of type '(\w+)'")
-_INTEGERS = ("signedint", "unsignedint", "long", "short", "byte")
-_INEQUIVALENT = re.compile(
-    r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>queue|exchange) '(?P<thing>[^']+)'.*"
-    r"received (?P<new>.+) but current is (?P<old>.+)"
-)
-
-_decode_value = pika.data.decode_value
-
-#: Bytes of the values of fixed size that pika may fail to decode, with the byte of their kind.
-_FIXED_SIZES = {b"T": 9, b"d": 9, b"f": 5}
-
-
-def _decode_any_value(encoded: bytes, offset: int) -> tuple[Any, int]:
-    """Decode a value of a field table; None for one that Python has no value for.
-
-    Such are timestamps beyond the year 9999, NaN, infinity, and tables in tables without end.
-    """
-    try:
-        return _decode_value(encoded, offset)
-    except (ValueError, OverflowError, OSError, RecursionError):
-        size = _FIXED_SIZES.get(encoded[offset : offset + 1])
-        if size is None:  # a table or a list, which say their size
-            size = 5 + struct.unpack_from(">I", encoded, offset + 1)[0]
-        return None, offset + size
-
-
-def _decode_any_text(encoded: bytes, offset: int) -> tuple[str, int]:
-    """Decode a short string; what is no UTF-8 becomes U+FFFD, where pika gives bytes."""
-    start = offset + 1
-    end = start + encoded[offset]
-    return str(encoded[start:end], "utf-8", "replace"), end
-
-
-# A broker checks none of this and hands it on. pika raises at it, or what gets bytes for a text
-# does; either loses the connection, the broker delivers the message again, and so on for ever: one
-# message would take a service down. pika looks both up in its module whenever it decodes.
-pika.data.decode_value = _decode_any_value
-pika.data.decode_short_string = _decode_any_text
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -197,62 +154,6 @@ class _Consumer:
     on_delivery: OnDelivery
 
 
-class _Channel:
-    """A pika channel whose methods can be awaited, and end with an error if it closes."""
-
-    def __init__(
-        self, connection: AsyncioConnection, on_closed: Callable[[_Channel, BaseException], None]
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._asked: set[asyncio.Future[Any]] = set()
-        self._on_closed = on_closed
-        self._getting: asyncio.Future[Any] | None = None
-        self._one_get = asyncio.Lock()
-        self.opened: asyncio.Future[Any] = self._future()
-        self.pika = connection.channel(on_open_callback=self._resolve(self.opened))
-        self.pika.add_on_close_callback(self._closed)
-        self.pika.add_callback(self._got, [Basic.GetEmpty], one_shot=False)
-
-    def _future(self) -> asyncio.Future[Any]:
-        future = self._loop.create_future()
-        self._asked.add(future)
-        future.add_done_callback(self._asked.discard)
-        return future
-
-    @staticmethod
-    def _resolve(future: asyncio.Future[Any]) -> Callable[[Any], None]:
-        return lambda frame: None if future.done() else future.set_result(frame)
-
-    def _closed(self, channel: Channel, reason: BaseException) -> None:
-        for future in list(self._asked):
-            if not future.done():
-                future.set_exception(reason)
-                future.exception()  # seen: who asked may be gone
-        self._on_closed(self, reason)
-
-    async def ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the pika channel that takes a callback; return what it is given."""
-        future = self._future()
-        method(*args, callback=self._resolve(future), **kwargs)
-        return await future
-
-    async def get(self, queue: str) -> tuple[Channel, Basic.GetOk, BasicProperties, bytes] | None:
-        """Return the next message of a queue, None when it is empty."""
-        async with self._one_get:  # pika allows no second one before the first is answered
-            self._getting = self._future()
-            self.pika.basic_get(queue, self._got)
-            try:
-                answer = await self._getting
-            except asyncio.CancelledError:
-                self.pika.close()  # the message may be on its way to nobody: so it goes back
-                raise
-        return answer if len(answer) > 1 else None
-
-    def _got(self, *answer: Any) -> None:
-        if self._getting is not None and not self._getting.done():
-            self._getting.set_result(answer)
-
-
 class AMQPTransport(ReconnectingTransport):
     """One connection to RabbitMQ: a channel that publishes, with confirms, and one that consumes.
 
@@ -271,11 +172,11 @@ class AMQPTransport(ReconnectingTransport):
         self._is_blocked = False
         self._topologies: dict[Topology, None] = {}
         self._consumers: list[_Consumer] = []
-        self._consuming: _Channel | None = None
-        self._getting: _Channel | None = None
+        self._consuming: AwaitableChannel | None = None
+        self._getting: AwaitableChannel | None = None
         # By queue: what was taken by `get`, while somebody else keeps it.
         self._held: defaultdict[str, weakref.WeakSet[AMQPDelivery]] = defaultdict(weakref.WeakSet)
-        self._publishing: _Channel | None = None
+        self._publishing: AwaitableChannel | None = None
         self._outbox: deque[_Sending] = deque()
         self._unconfirmed: dict[int, _Sending] = {}
         self._last_tag = 0
@@ -393,7 +294,7 @@ class AMQPTransport(ReconnectingTransport):
     async def _restore(self, connection: AsyncioConnection) -> None:
         """Put everything in place on a new connection."""
         await self._open_publishing(connection)
-        self._consuming = _Channel(connection, self._on_consuming_closed)
+        self._consuming = AwaitableChannel(connection, self._on_consuming_closed)
         await self._consuming.opened
         self._consuming.pika.add_on_cancel_callback(self._on_cancelled)
         for topology in list(self._topologies):
@@ -407,7 +308,7 @@ class AMQPTransport(ReconnectingTransport):
         self._flush()
 
     async def _open_publishing(self, connection: AsyncioConnection) -> None:
-        channel = _Channel(connection, self._on_publishing_closed)
+        channel = AwaitableChannel(connection, self._on_publishing_closed)
         await channel.opened
         channel.pika.add_on_return_callback(self._on_return)
         on_confirm = functools.partial(self._on_confirm, channel)
@@ -422,7 +323,7 @@ class AMQPTransport(ReconnectingTransport):
         if self._guard is not None:
             self._guard.cancel()
         if self._lost is not None and not self._lost.done():
-            self._lost.set_result(_text(reason))
+            self._lost.set_result(text_of(reason))
 
     def _drop(self, connection: AsyncioConnection | None) -> None:
         if connection is not None and connection is self._connection:
@@ -456,7 +357,7 @@ class AMQPTransport(ReconnectingTransport):
             async with asyncio.timeout(self.config.publish_timeout):
                 await action()
         except pika.exceptions.ChannelClosedByBroker as error:
-            raise exceptions.TransportError(f"the broker refused: {_text(error)}") from error
+            raise exceptions.TransportError(f"the broker refused: {text_of(error)}") from error
         except (pika.exceptions.ShortStringTooLong, UnicodeEncodeError) as error:
             raise exceptions.TransportError(f"AMQP cannot write a name: {error}") from error
         except pika.exceptions.AMQPError:
@@ -470,7 +371,7 @@ class AMQPTransport(ReconnectingTransport):
         if self._connection is None:  # lost since the caller looked
             raise pika.exceptions.ConnectionWrongStateError("the connection is lost")
         # A refusal closes the channel that asked; so it is a channel for this alone.
-        channel = _Channel(self._connection, lambda channel, reason: None)
+        channel = AwaitableChannel(self._connection, lambda channel, reason: None)
         await channel.opened
         amqp = channel.pika
         asked = [
@@ -478,7 +379,7 @@ class AMQPTransport(ReconnectingTransport):
             for exchange in topology.exchanges
         ]
         asked += [
-            channel.ask(amqp.queue_declare, queue.name, durable=True, arguments=_arguments(queue))
+            channel.ask(amqp.queue_declare, queue.name, durable=True, arguments=arguments_of(queue))
             for queue in topology.queues
         ]
         asked += [
@@ -488,7 +389,7 @@ class AMQPTransport(ReconnectingTransport):
         try:
             await asyncio.gather(*asked)
         except pika.exceptions.ChannelClosedByBroker as error:
-            raise _conflict(error) from error
+            raise conflict_of(error) from error
         finally:
             if amqp.is_open:
                 amqp.close()
@@ -510,21 +411,21 @@ class AMQPTransport(ReconnectingTransport):
 
     async def _mend(self, connection: AsyncioConnection, topology: Topology) -> None:
         for exchange in topology.exchanges:
-            if not await _has_exchange(connection, exchange.name):
+            if not await has_exchange(connection, exchange.name):
                 LOG.warning(
                     "%s: exchange %r is gone; declaring it again.", self.name, exchange.name
                 )
                 await self._declare(topology)
 
     async def compare(self, thing: Queue | Exchange) -> Differences | None:
-        settings = _settings(thing)
+        settings = settings_of(thing)
         found: dict[str, tuple[object, object]] = {}
         async with self._asking() as connection:
-            if await _refusal(connection, thing, {"passive": True}) is not None:
+            if await refusal_of(connection, thing, {"passive": True}) is not None:
                 return None
             # The broker tells of one difference at a time: with that one as it is, of the next.
-            while (told := await _refusal(connection, thing, settings)) is not None:
-                difference = _difference(told, settings)
+            while (told := await refusal_of(connection, thing, settings)) is not None:
+                difference = difference_of(told, settings)
                 if difference is None or difference[0] in found:
                     if found:
                         break
@@ -532,13 +433,13 @@ class AMQPTransport(ReconnectingTransport):
                 name, old, new = difference
                 found[name] = (old, new)
                 place = settings["arguments"] if name.startswith("x-") else settings
-                place[_PARAMETERS.get(name, name)] = old
+                place[PARAMETERS.get(name, name)] = old
                 if old is None:
-                    del place[_PARAMETERS.get(name, name)]
+                    del place[PARAMETERS.get(name, name)]
         return found
 
     async def rebind(self, old: Collection[Binding], new: Collection[Binding]) -> None:
-        async with self._asking() as connection, _passing(connection) as channel:
+        async with self._asking() as connection, passing(connection) as channel:
             amqp = channel.pika
             for method, bindings in ((amqp.queue_bind, new), (amqp.queue_unbind, old)):
                 await asyncio.gather(
@@ -556,7 +457,7 @@ class AMQPTransport(ReconnectingTransport):
             raise in_use(queue, state)
         # RabbitMQ looks itself, but not for quorum queues: there it closes the connection.
         is_guarded = "x-queue-type" not in differences
-        async with self._asking() as connection, _passing(connection) as channel:
+        async with self._asking() as connection, passing(connection) as channel:
             frame = await channel.ask(
                 channel.pika.queue_delete, queue, if_unused=is_guarded, if_empty=is_guarded
             )
@@ -580,10 +481,10 @@ class AMQPTransport(ReconnectingTransport):
             async with asyncio.timeout(self.config.publish_timeout):
                 yield self._connection
         except pika.exceptions.ChannelClosedByBroker as error:
-            raise exceptions.TransportError(f"the broker refused: {_text(error)}") from error
+            raise exceptions.TransportError(f"the broker refused: {text_of(error)}") from error
         except pika.exceptions.AMQPError as error:
             raise exceptions.ConnectionFailed(
-                f"the connection was lost before the broker answered: {_text(error)}"
+                f"the connection was lost before the broker answered: {text_of(error)}"
             ) from error
         except TimeoutError:
             self._drop(self._connection)
@@ -594,12 +495,12 @@ class AMQPTransport(ReconnectingTransport):
 
     async def inspect(self, queue: str) -> QueueState | None:
         async with self._asking() as connection:
-            channel = _Channel(connection, lambda channel, reason: None)
+            channel = AwaitableChannel(connection, lambda channel, reason: None)
             await channel.opened
             try:
                 frame = await channel.ask(channel.pika.queue_declare, queue, passive=True)
             except pika.exceptions.ChannelClosedByBroker as error:
-                if error.reply_code == _NOT_FOUND:
+                if error.reply_code == NOT_FOUND:
                     return None
                 raise
             finally:
@@ -626,7 +527,7 @@ class AMQPTransport(ReconnectingTransport):
             channel = self._getting
             if channel is None or channel.pika.is_closing or channel.pika.is_closed:
                 # A channel of its own: a queue that does not exist would end the consumers too.
-                channel = self._getting = _Channel(connection, lambda channel, reason: None)
+                channel = self._getting = AwaitableChannel(connection, lambda channel, reason: None)
             await asyncio.shield(channel.opened)  # others may wait for it too
             answer = await channel.get(queue)
             if answer is not None:
@@ -671,7 +572,7 @@ class AMQPTransport(ReconnectingTransport):
             headers = properties.headers
             if headers:
                 for name, value in headers.items():
-                    headers[name] = _plain(value)
+                    headers[name] = plain(value)
             on_delivery(
                 AMQPDelivery(
                     body,
@@ -700,7 +601,7 @@ class AMQPTransport(ReconnectingTransport):
             await channel.ask(channel.pika.basic_consume, name, receive, auto_ack=True)
         except pika.exceptions.AMQPError as error:
             raise exceptions.ConnectionFailed(
-                f"cannot make a queue for answers: {_text(error)}"
+                f"cannot make a queue for answers: {text_of(error)}"
             ) from error
         return name
 
@@ -723,12 +624,12 @@ class AMQPTransport(ReconnectingTransport):
         )
         self._drop(self._connection)
 
-    def _on_consuming_closed(self, channel: _Channel, reason: BaseException) -> None:
+    def _on_consuming_closed(self, channel: AwaitableChannel, reason: BaseException) -> None:
         connection = self._connection
         if channel is not self._consuming:
             return  # of a connection before this one
         if connection is not None and connection.is_open and not self._is_closing:
-            LOG.warning("%s: the broker closed its channel: %s.", self.name, _text(reason))
+            LOG.warning("%s: the broker closed its channel: %s.", self.name, text_of(reason))
             self._drop(connection)
 
     # -- publishing
@@ -771,7 +672,7 @@ class AMQPTransport(ReconnectingTransport):
     async def _find(self, connection: AsyncioConnection, exchange: str) -> None:
         try:
             async with asyncio.timeout(self.config.publish_timeout):
-                is_there = await _has_exchange(connection, exchange)
+                is_there = await has_exchange(connection, exchange)
                 own = self._declaring(exchange)
                 if not is_there and own is not None:
                     await self._declare(own)
@@ -800,8 +701,8 @@ class AMQPTransport(ReconnectingTransport):
         assert self._publishing is not None
         publication = sending.publication
         try:
-            properties = _pika_properties(publication.properties)
-            _check_size(properties)
+            properties = pika_properties(publication.properties)
+            check_size(properties)
             self._publishing.pika.basic_publish(
                 publication.exchange,
                 publication.routing_key,
@@ -827,7 +728,7 @@ class AMQPTransport(ReconnectingTransport):
         # RabbitMQ sends the return before the confirm of the same message.
         self._returned[properties.message_id, method.exchange or "", method.routing_key or ""] += 1
 
-    def _on_confirm(self, channel: _Channel, frame: Any) -> None:
+    def _on_confirm(self, channel: AwaitableChannel, frame: Any) -> None:
         if channel is not self._publishing:
             return  # its tags mean nothing any more
         method = frame.method
@@ -888,7 +789,7 @@ class AMQPTransport(ReconnectingTransport):
         self._returned += Counter()  # without those that are zero
         return True
 
-    def _on_publishing_closed(self, channel: _Channel, reason: BaseException) -> None:
+    def _on_publishing_closed(self, channel: AwaitableChannel, reason: BaseException) -> None:
         """Find out which publication the broker objected to; the others are sent again."""
         if channel is not self._publishing:
             return  # of a connection before this one, or never open
@@ -902,12 +803,12 @@ class AMQPTransport(ReconnectingTransport):
         is_objection = isinstance(reason, pika.exceptions.ChannelClosedByBroker)
         culprits: list[_Sending] = []
         if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-            culprits = [s for s in sent if _is_named_in(reason.reply_text, s.publication)]
+            culprits = [s for s in sent if is_named_in(reason.reply_text, s.publication)]
             if not culprits and len(sent) == 1:
                 culprits = sent
         self._exchanges -= {culprit.publication.exchange for culprit in culprits} - {""}
         is_suspicious = is_objection and not culprits
-        if getattr(reason, "reply_code", 0) == _NOT_FOUND:
+        if getattr(reason, "reply_code", 0) == NOT_FOUND:
             # Those to exchanges that were declared here go out when these are declared again.
             culprits = [s for s in culprits if not self._declaring(s.publication.exchange)]
         others = [*self._refused, *(sending for sending in sent if sending not in culprits)]
@@ -916,7 +817,7 @@ class AMQPTransport(ReconnectingTransport):
         self._outbox.extendleft(reversed(others))
         self._suspects = len(others) if is_suspicious else 0
         for culprit in culprits:
-            culprit.end(_objection(culprit.publication, reason))
+            culprit.end(objection_to(culprit.publication, reason))
         if connection is not None and connection.is_open and not self._is_closing:
             self.loop.loop.create_task(self._reopen_publishing(connection))
 
@@ -997,195 +898,6 @@ def _break_off(connection: AsyncioConnection) -> None:
         # close() calls this too, but in a handshake with an error that pika then stumbles over: it
         # takes the class AMQPConnectionWorkflowAborted for an exception.
         connection._terminate_stream(pika.exceptions.StreamLostError("given up"))  # noqa: SLF001
-
-
-async def _has_exchange(connection: AsyncioConnection, exchange: str) -> bool:
-    # No exchange closes the channel that asked; so it is a channel for this alone.
-    channel = _Channel(connection, lambda channel, reason: None)
-    try:
-        await channel.opened
-        await channel.ask(channel.pika.exchange_declare, exchange, passive=True)
-    except pika.exceptions.ChannelClosedByBroker as error:
-        if error.reply_code == _NOT_FOUND:
-            return False
-        raise
-    finally:
-        if channel.pika.is_open:
-            channel.pika.close()
-    return True
-
-
-@contextlib.asynccontextmanager
-async def _passing(connection: AsyncioConnection) -> AsyncIterator[_Channel]:
-    """Give a channel for one question, whose refusal costs nothing but this channel."""
-    channel = _Channel(connection, lambda channel, reason: None)
-    await channel.opened
-    try:
-        yield channel
-    finally:
-        if channel.pika.is_open:
-            channel.pika.close()
-
-
-async def _refusal(
-    connection: AsyncioConnection, thing: Queue | Exchange, settings: dict[str, Any]
-) -> pika.exceptions.ChannelClosedByBroker | None:
-    """Declare something; return why the broker does not, if it has none or a different one."""
-    async with _passing(connection) as channel:
-        amqp = channel.pika
-        declare = amqp.queue_declare if isinstance(thing, Queue) else amqp.exchange_declare
-        try:
-            await channel.ask(declare, thing.name, **settings)
-        except pika.exceptions.ChannelClosedByBroker as error:
-            if error.reply_code not in (_NOT_FOUND, _PRECONDITION_FAILED):
-                raise
-            return error
-    return None
-
-
-def _settings(thing: Queue | Exchange) -> dict[str, Any]:
-    """Return the arguments of pika's method that declares something."""
-    if isinstance(thing, Exchange):
-        return {"exchange_type": "topic", "durable": True}
-    return {"durable": True, "arguments": _arguments(thing)}
-
-
-#: What is called differently by RabbitMQ's refusals and by pika.
-_PARAMETERS = {"type": "exchange_type"}
-
-
-def _difference(
-    error: pika.exceptions.ChannelClosedByBroker, settings: dict[str, Any]
-) -> tuple[str, object, object] | None:
-    """Return name, old and new value of what a refusal to declare is about, if it says so."""
-    found = _INEQUIVALENT.search(error.reply_text)
-    if found is None:
-        return None
-    name = found["name"]
-    wanted = settings.get("arguments", settings).get(name)
-    return name, _value(found["old"], wanted), _value(found["new"], wanted)
-
-
-def _value(text: str, wanted: object) -> object:
-    """Read a value as RabbitMQ writes it, sometimes without its type: then it is the wanted's."""
-    if text == "none":
-        return None
-    typed = _AMQP_VALUE.fullmatch(text)
-    value = typed[1] if typed else text.strip("'")
-    is_number = typed[2] in _INTEGERS if typed else type(wanted) is int
-    if is_number and value.lstrip("-").isdecimal():
-        return int(value)
-    return {"true": True, "false": False}.get(value, value)
-
-
-def _arguments(queue: Queue) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"x-queue-type": queue.type}
-    if queue.dead_letter_to:
-        arguments["x-dead-letter-exchange"] = ""
-        arguments["x-dead-letter-routing-key"] = queue.dead_letter_to
-        if queue.type == "quorum":
-            # Kept until the other queue has confirmed it. That is asked for by two arguments, of
-            # which the second has an effect only on queues with a limit on their length.
-            arguments["x-dead-letter-strategy"] = "at-least-once"
-            arguments["x-overflow"] = "reject-publish"
-    if queue.delivery_limit is not None:
-        arguments["x-delivery-limit"] = queue.delivery_limit
-    if queue.message_ttl is not None:
-        arguments["x-message-ttl"] = queue.message_ttl
-    return arguments
-
-
-def _plain(value: Any) -> Any:
-    """Return a header's value with plain integers, also in lists and tables like x-death's."""
-    if type(value) is pika.compat.long:  # an int that msgspec refuses
-        return int(value)
-    if type(value) is list:
-        return [_plain(each) for each in value]
-    if type(value) is dict:
-        return {name: _plain(each) for name, each in value.items()}
-    return value
-
-
-def _pika_properties(properties: Properties) -> BasicProperties:
-    return BasicProperties(
-        content_type=properties.content_type or None,
-        headers=properties.headers,
-        delivery_mode=2,
-        correlation_id=properties.correlation_id or None,
-        reply_to=properties.reply_to or None,
-        expiration=None if properties.expiration is None else str(properties.expiration),
-        message_id=properties.message_id,
-        timestamp=properties.timestamp or None,
-        type=properties.type or None,
-        app_id=properties.app_id or None,
-    )
-
-
-def _check_size(properties: BasicProperties) -> None:
-    """Raise PublishFailed for headers that are larger than a frame.
-
-    AMQP 0-9-1 (section 2.3.5.2) has no way to split them, and RabbitMQ closes the connection.
-    """
-    headers = properties.headers or {}
-    size = 0
-    for value in headers.values():
-        size += len(value) if isinstance(value, str) else 16
-        if isinstance(value, dict | list | bytes):  # rare, and of any depth
-            size += MAX_PROPERTIES
-    if size > MAX_PROPERTIES // 4:  # a character has up to four bytes
-        size = sum(map(len, properties.encode()))
-    if size > MAX_PROPERTIES:
-        raise exceptions.PublishFailed(
-            f"the headers have {size} bytes, more than the {MAX_PROPERTIES} that fit into a frame"
-        )
-
-
-def _text(reason: BaseException) -> str:
-    """One line for any of pika's exceptions."""
-    if isinstance(reason, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
-        return f"{reason.reply_code} {reason.reply_text}"
-    return f"{type(reason).__name__} {reason}".strip()
-
-
-def _is_named_in(objection: str, publication: Publication) -> bool:
-    """Tell whether what the broker says when it closes a channel is about this message."""
-    too_large = _TOO_LARGE.search(objection)
-    if too_large is not None:
-        return len(publication.body) > int(too_large["limit"])
-    return f"exchange '{publication.exchange}'" in objection
-
-
-def _objection(publication: Publication, reason: BaseException) -> Exception:
-    """Why the broker closed the channel over a publication."""
-    text = _text(reason)
-    if getattr(reason, "reply_code", 0) == _NOT_FOUND:
-        return no_exchange(publication)
-    too_large = _TOO_LARGE.search(text)
-    if too_large is not None:
-        return exceptions.PublishFailed(
-            f"the broker takes bodies of {too_large['limit']} bytes at most, that of the message "
-            f"to {publication.routing_key!r} has {len(publication.body)}: set max_message_size to "
-            "the same in [connection], so that it is refused before it is sent, or raise the "
-            "broker's"
-        )
-    return exceptions.PublishFailed(
-        f"the broker refused a message to exchange {publication.exchange!r}, routing key "
-        f"{publication.routing_key!r}: {text}"
-    )
-
-
-def _conflict(error: pika.exceptions.ChannelClosedByBroker) -> exceptions.TransportError:
-    if error.reply_code == _ACCESS_REFUSED:
-        return exceptions.TransportError(
-            f"the broker does not let this user declare what the services need: {error.reply_text}"
-        )
-    if error.reply_code != _PRECONDITION_FAILED:
-        return exceptions.TransportError(f"cannot declare: {_text(error)}")
-    found = _INEQUIVALENT.search(error.reply_text)
-    if found is None:
-        return exceptions.TopologyConflict(f"cannot declare: {error.reply_text}")
-    old, new = (_value(found[each], None) for each in ("old", "new"))
-    return conflict(found["kind"], found["thing"], {found["name"]: (old, new)})
 
 
 def _fault_of(url: str) -> str:
