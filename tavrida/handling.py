@@ -88,7 +88,6 @@ class Handling:
         "_answer",
         "_error",
         "_has_ended",
-        "_history",
         "_is_answered_plainly",
         "_is_finished",
         "_is_redeclared",
@@ -102,6 +101,7 @@ class Handling:
         "delivery",
         "gates",
         "handler",
+        "history",
         "message",
         "passed",
     )
@@ -122,7 +122,8 @@ class Handling:
         self.handler = handler
         self._placement = placement
         self._router = router
-        self._history = history
+        #: What became of the message before.
+        self.history = history
         # Messages that the handler sent and the broker has not confirmed. Adding and discarding
         # are atomic, so that the handler's thread and the loop need no lock.
         self._outstanding: set[str] = set()
@@ -426,7 +427,7 @@ class Handling:
         for ever. The count goes with a copy, so that it outlives the process, and only that copy
         is handled.
         """
-        if self._history.crashes >= limit:
+        if self.history.crashes >= limit:
             self._error = exceptions.DeliveredTooOften(
                 f"delivered {limit + 1} times (delivery_limit {limit}) and never settled: its "
                 "handler kills the process, or runs for longer than connections last"
@@ -434,7 +435,7 @@ class Handling:
             self._log(self._error)
             self._dead_letter(self._error)
             return
-        self._move(copies.recounted(self.delivery, self._history), self._dead_letter)
+        self._move(copies.recounted(self.delivery, self.history), self._dead_letter)
 
     def _log(self, error: BaseException) -> None:
         # A caller who sent the wrong thing is told so; its log entry needs no traceback.
@@ -444,12 +445,12 @@ class Handling:
         with contextlib.suppress(BaseException):  # a name or text that cannot be made
             policy = self._policy_for(error)
             if policy is not None:
-                attempt = self._history.attempt
+                attempt = self.history.attempt
                 pause = policy.delays[attempt - 1] / 1000
                 level, trace = logging.WARNING, None
                 attempts = f"; attempt {attempt} of {policy.attempts}, the next within {pause:g} s"
-            elif self._history.attempt > 1:
-                attempts = f"; attempt {self._history.attempt}, the last"
+            elif self.history.attempt > 1:
+                attempts = f"; attempt {self.history.attempt}, the last"
             LOG.log(
                 level,
                 "Handling the %s %s from %s (correlation id %s) failed: %s: %s%s",
@@ -539,7 +540,7 @@ class Handling:
         if error is None or not self._may_retry or self.handler is None:
             return None
         policy = self._processor.policies.get(self.handler)
-        attempt = self._history.attempt
+        attempt = self.history.attempt
         if policy is None or attempt >= policy.attempts or not policy.takes(error):
             return None
         if self._is_call and not policy.has_calls:
@@ -551,10 +552,10 @@ class Handling:
 
     def _try_again(self, error: BaseException, policy: Policy) -> None:
         """Have the message come again later; acknowledge it when its copy is in a delay queue."""
-        level = policy.delays[self._history.attempt - 1]
+        level = policy.delays[self.history.attempt - 1]
         copy = copies.delayed(
             self.delivery,
-            self._history,
+            self.history,
             error,
             level=level,
             delay=policy.jittered(level),
@@ -624,7 +625,7 @@ class Handling:
 
     def _dead_letter(self, reason: BaseException) -> None:
         """Move the message to the dead-letter queue, with why; acknowledge when it is there."""
-        self._move(dead_letter(self.delivery, self._history, reason), self._reject)
+        self._move(dead_letter(self.delivery, self.history, reason), self._reject)
 
     def _reject(self, error: Exception) -> None:
         # The copy with the reason cannot be written; the broker can still move the original.

@@ -86,7 +86,7 @@ class Processor:
         self._gates: dict[tuple[str, Handler], tuple[Gate[Handling], ...]] = {}
         #: By queue: what pauses it.
         self.switches: dict[str, KillSwitch] = {}
-        self._suspects: Suspects[Handling] = Suspects(loop, self._line_up)
+        self._suspects: Suspects[Handling] = Suspects(loop, self._begin_suspect)
         self.standstill = Standstill(loop, concurrency, self._turns)
         self._open: set[Handling] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,10 +119,10 @@ class Processor:
         headers = delivery.properties.headers
         if headers and copies.MARK in headers:
             history = copies.restore(delivery)
-        if redelivered and self.delivery_limit is not None:
-            self._open_handling(
-                delivery, _unreadable(delivery), None, None, router, history
-            ).recount(self.delivery_limit)
+        limit = self.delivery_limit if redelivered else None
+        if limit is not None and history.crashes < SUSPICION:
+            unread = _unreadable(delivery)
+            self._open_handling(delivery, unread, None, None, router, history).recount(limit)
             return
         try:
             message = envelope.decode(
@@ -153,10 +153,20 @@ class Processor:
         )
         if message.redelivered:
             in_vain = self._suspects.deliveries_in_vain(delivery, history)
-            if in_vain >= SUSPICION:
+            if in_vain >= SUSPICION or limit is not None:
                 self._suspects.add(handling, in_vain)
                 return
         self._line_up(handling)
+
+    def _begin_suspect(self, handling: Handling) -> None:
+        limit = self.delivery_limit
+        if limit is None or not handling.delivery.redelivered:
+            self._line_up(handling)
+            return
+        # It is counted now that it is its turn: until here it only waited beside others.
+        if handling.history.crashes < limit:
+            self._suspects.expect(handling.message.message_id)
+        handling.recount(limit)
 
     def _line_up(self, handling: Handling) -> None:
         handler = handling.handler

@@ -21,6 +21,9 @@ SUSPICION = 2
 GATHERING = 0.1
 PAUSE = 0.02
 
+#: Seconds for the copy of a suspect that is counted to come back; another process may get it.
+RETURN = 1.0
+
 #: Of how many messages, those of the last losses, it is known that this process survived them.
 MEMORY = 10_000
 
@@ -48,6 +51,9 @@ class Suspects(Generic[Held]):
     is the one before, backwards; so one culprit keeps the others for two crashes at most.
 
     A connection that was lost is no crash: what this process held then did not kill it.
+
+    Where the queue does not count, a suspect is counted when it is its turn, and those that only
+    wait are not: ``begin`` sends a copy with the count, and the turn is kept for that (``expect``).
     """
 
     def __init__(self, loop: LoopThread, begin: Callable[[Held], None]) -> None:
@@ -56,6 +62,7 @@ class Suspects(Generic[Held]):
         self._waiting: list[tuple[int, Held]] = []
         self._current: Held | None = None
         self._is_pausing = False
+        self._expected = ""
         # By message id: how often this process lost its connection while it held the message.
         self._survived: dict[str, int] = {}
 
@@ -69,7 +76,22 @@ class Suspects(Generic[Held]):
     def add(self, suspect: Held, deliveries: int) -> None:
         """Have it begin when it is its turn; it was delivered so often in vain."""
         self._waiting.append((deliveries, suspect))
+        if self._expected and suspect.message.message_id == self._expected:
+            self._stop_expecting(self._expected)
+            if self._current is None:
+                self._start(self._waiting[-1])
+                return
         self._pause(GATHERING)
+
+    def expect(self, message_id: str) -> None:
+        """Keep the turn for the copy of this message that is on its way."""
+        self._expected = message_id
+        self._loop.loop.call_later(RETURN, self._stop_expecting, message_id)
+
+    def _stop_expecting(self, message_id: str) -> None:
+        if self._expected == message_id:
+            self._expected = ""
+            self._pause(PAUSE)
 
     def settled(self, suspect: Held) -> None:
         """Called for every delivery that was settled: the next suspect may follow."""
@@ -98,17 +120,20 @@ class Suspects(Generic[Held]):
         return [suspect for _, suspect in waiting]
 
     def _pause(self, seconds: float) -> None:
-        if self._waiting and self._current is None and not self._is_pausing:
+        is_free = self._current is None and not self._expected
+        if self._waiting and is_free and not self._is_pausing:
             self._is_pausing = True
             self._loop.loop.call_later(seconds, self._next)
 
     def _next(self) -> None:
         self._is_pausing = False
-        if self._waiting:
-            first = min(self._waiting, key=_turn)
-            self._waiting.remove(first)
-            self._current = first[1]
-            self._begin(first[1])
+        if self._waiting and self._current is None:
+            self._start(min(self._waiting, key=_turn))
+
+    def _start(self, first: tuple[int, Held]) -> None:
+        self._waiting.remove(first)
+        self._current = first[1]
+        self._begin(first[1])
 
 
 def _turn(waiting: tuple[int, Suspect]) -> tuple[int, int]:

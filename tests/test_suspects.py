@@ -96,6 +96,43 @@ def test_the_next_one_waits_for_the_last_one_to_be_settled(loop: LoopThread) -> 
     assert [one] == left.get(timeout=DEADLINE)
 
 
+def test_a_turn_is_kept_for_the_copy_with_the_count(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a queue that does not count; nobody else begins before that copy has ended."""
+    monkeypatch.setattr("tavrida.suspects.RETURN", DEADLINE)
+    begun: SimpleQueue[Held] = SimpleQueue()
+    suspects: Suspects[Held] = Suspects(loop, begun.put)
+    original, copy, other = held("m"), held("m"), held("other")
+
+    def count() -> None:
+        suspects.expect("m")
+        suspects.settled(original)
+
+    loop.submit(suspects.add, original, 2)
+    assert original is begun.get(timeout=DEADLINE)
+    loop.submit(count)
+    loop.submit(suspects.add, other, 0)
+    loop.submit(suspects.add, copy, 3)
+    assert copy is begun.get(timeout=DEADLINE)
+    assert begun.empty()
+    loop.submit(suspects.settled, copy)
+    assert other is begun.get(timeout=DEADLINE)
+
+
+def test_a_copy_that_another_process_got_holds_nobody_up(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn is kept for a moment only."""
+    monkeypatch.setattr("tavrida.suspects.RETURN", 0.05)
+    begun: SimpleQueue[Held] = SimpleQueue()
+    suspects: Suspects[Held] = Suspects(loop, begun.put)
+    other = held("other")
+    loop.submit(suspects.expect, "m")
+    loop.submit(suspects.add, other, 2)
+    assert other is begun.get(timeout=DEADLINE)
+
+
 def test_those_whose_connection_is_gone_are_forgotten_at_once(loop: LoopThread) -> None:
     """The broker delivers them again; the line is for those that can still be settled."""
     begun: SimpleQueue[Held] = SimpleQueue()

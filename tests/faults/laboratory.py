@@ -37,7 +37,7 @@ from tests.faults.journal import (
 )
 from tests.faults.load import BEGINS, Job
 from tests.faults.services import FOLDER
-from tests.transports.stress import left_in
+from tests.transports.stress import left_in, opened
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -365,6 +365,12 @@ class Laboratory:
         self._recoveries.append(took)
         if took > limit:
             self.complain(f"traffic flowed again after {took:.1f} s, not within {limit} s")
+
+    def count_dead_letters(self) -> int:
+        """How many dead letters there are now."""
+        with opened(self.broker.partition(",")[0]) as (loop, transport):
+            state = loop.run(transport.inspect("lab.dead"))
+        return state.messages if state else 0
 
     def _dead_letters(self) -> list[Record]:
         """What is in the dead-letter queue, which is empty afterwards."""
