@@ -1,0 +1,507 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Frames: those of AMQP 0-9-1 that every message needs, written and read beneath pika's API.
+
+pika makes three objects of a message that is published and three of one that arrives, and copies
+what it received once a frame. Here a publication becomes bytes at once, and a Reader walks over
+what arrives, takes deliveries and confirms out of it, and leaves all the rest to pika. The bytes
+and the values are pika's to the last bit: whatever is rare is encoded and decoded by pika. No I/O.
+
+A frame (section 2.3.5) is, with the most significant byte first (4.2.1)::
+
+    octet kind | short channel | long size | size octets | octet 0xCE
+
+and a message (2.3.5.2) a method frame, a content header frame and as many body frames as it needs,
+none for an empty body. Frames of other channels may stand between them.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pika
+import pika.data
+import pika.exceptions
+from pika import frame, spec
+
+from tavrida import exceptions
+from tavrida.envelope import Properties, ReadProperties
+from tavrida.plugins.transports import MAX_PROPERTIES, Publication
+from tavrida.plugins.transports.amqp.fields import pika_properties, plain
+
+#: The consumer tag, delivery tag, redelivered, exchange and routing key of a Basic.Deliver, and
+#: its content.
+Delivered = Callable[[str, int, bool, str, str, ReadProperties, bytes], None]
+
+#: The delivery tag of a Basic.Ack, and whether it stands for all up to it.
+Confirmed = Callable[[int, bool], None]
+
+#: Bytes of the payload of a frame that nobody sends. pika negotiates no frame_max above 128 kB, but
+#: a broker heeds it neither for what it adds itself to the headers of a message that dies.
+_ABSURD = 16 * spec.FRAME_MAX_SIZE
+
+#: Entries of each cache: of names that programs have few of, and strangers may have many of.
+_KNOWN = 1024
+
+_METHOD, _HEADER, _BODY, _END = 1, 2, 3, spec.FRAME_END
+_BASIC = spec.BasicProperties.INDEX
+_DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
+_ACK = struct.pack(">I", spec.Basic.Ack.INDEX)
+
+#: kind, channel, size
+_FRAME = struct.Struct(">BHI")
+#: the whole frame of a Basic.Ack (1.8.3.13): kind, channel, size, method, delivery tag, multiple,
+#: end
+_ACK_FRAME = struct.Struct(">BHIIQBB")
+#: a content header (2.3.5.2) up to the property flags: kind, channel, size, class, body size, flags
+_CONTENT = struct.Struct(">BHIHxxQH")
+#: the end of a frame, and the beginning of the next
+_NEXT = struct.Struct(">BBHI")
+#: delivery tag and bits of a Basic.Deliver
+_TAG = struct.Struct(">QB")
+
+# Values of a field table (4.2.5.5, with the kinds as RabbitMQ has them): kind, value.
+_STRING = struct.Struct(">BI")
+_INT = struct.Struct(">Bi")
+_LONG = struct.Struct(">Bq")
+_TRUE, _FALSE, _VOID = b"t\x01", b"t\x00", b"V"
+
+_SIZE = struct.Struct(">I")
+_TIMESTAMP = struct.Struct(">Q")
+_OCTETS = [bytes([each]) for each in range(256)]
+
+# -- what is sent
+
+
+@functools.lru_cache(_KNOWN)
+def _publish(channel: int, exchange: str, routing_key: str, is_mandatory: bool) -> bytes:
+    """Return a method frame (1.8.3.7): few routes are used, and often."""
+    method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=is_mandatory)
+    marshalled: bytes = frame.Method(channel, method).marshal()
+    return marshalled
+
+
+def _short(text: str) -> bytes:
+    """Return a short string (4.2.5.3); IndexError if it is longer than 255 bytes."""
+    encoded = text.encode()
+    return _OCTETS[len(encoded)] + encoded
+
+
+#: The same for texts that come again and again.
+_known = functools.lru_cache(_KNOWN)(_short)
+
+
+def _table(headers: dict[str, Any]) -> bytes:
+    """Return a field table."""
+    pieces: list[bytes] = []
+    for name, value in headers.items():
+        kind = type(value)
+        if kind is str:
+            encoded = value.encode()
+            pieces += (_known(name), _STRING.pack(83, len(encoded)), encoded)
+        elif kind is int and -0x80000000 <= value < 0x80000000:
+            pieces += (_known(name), _INT.pack(73, value))
+        elif kind is int:
+            pieces += (_known(name), _LONG.pack(108, value))
+        elif value is None:
+            pieces += (_known(name), _VOID)
+        elif kind is bool:
+            pieces += (_known(name), _TRUE if value else _FALSE)
+        else:
+            pieces.append(_known(name))
+            pika.data.encode_value(pieces, value)
+    table = b"".join(pieces)
+    return _SIZE.pack(len(table)) + table
+
+
+def _content(properties: Properties) -> tuple[int, bytes]:
+    """Return the flags of the properties that are there, and these in their order.
+
+    Raises anything for what pika refuses too; it has the better words.
+    """
+    flags = 0x3080  # headers, delivery mode, message id
+    pieces: list[bytes] = []
+    if properties.content_type:
+        flags |= 0x8000
+        pieces.append(_known(properties.content_type))
+    pieces += (_table(properties.headers), b"\x02")
+    if properties.correlation_id:
+        flags |= 0x0400
+        pieces.append(_short(properties.correlation_id))
+    if properties.reply_to:
+        flags |= 0x0200
+        pieces.append(_known(properties.reply_to))
+    if properties.expiration is not None:
+        flags |= 0x0100
+        pieces.append(_short(str(properties.expiration)))
+    pieces.append(_short(properties.message_id))
+    if properties.timestamp:
+        flags |= 0x0040
+        pieces.append(_TIMESTAMP.pack(properties.timestamp))
+    if properties.type:
+        flags |= 0x0020
+        pieces.append(_known(properties.type))
+    if properties.app_id:
+        flags |= 0x0008
+        pieces.append(_known(properties.app_id))
+    return flags, b"".join(pieces)
+
+
+def publish_frames(channel: int, publication: Publication, body_max: int) -> bytes:
+    """Return a publication as it goes over a channel, its body in frames of ``body_max`` bytes.
+
+    Raises:
+        PublishFailed: the headers are larger than a frame. AMQP has no way to split them, and
+            RabbitMQ closes the connection.
+        Exception: the same that pika raises for what AMQP cannot express.
+    """
+    method = _publish(
+        channel, publication.exchange, publication.routing_key, publication.is_mandatory
+    )
+    body = publication.body
+    try:
+        flags, properties = _content(publication.properties)
+    except Exception:  # pika says what is wrong, or can do it after all
+        pieces = pika_properties(publication.properties).encode()
+        flags, properties = int.from_bytes(pieces[0]), b"".join(pieces[1:])
+    size = len(properties) + 2
+    if size > MAX_PROPERTIES:
+        raise exceptions.PublishFailed(
+            f"the headers have {size} bytes, more than the {MAX_PROPERTIES} that fit into a frame"
+        )
+    length = len(body)
+    frames = [method, _CONTENT.pack(_HEADER, channel, size + 12, _BASIC, length, flags), properties]
+    for start in range(0, length, body_max):
+        piece = body[start : start + body_max]
+        frames += (_NEXT.pack(_END, _BODY, channel, len(piece)), piece)
+    frames.append(_OCTETS[_END])
+    return b"".join(frames)
+
+
+def ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
+    """Return a Basic.Ack for a delivery, or for all up to it."""
+    return _ACK_FRAME.pack(_METHOD, channel, 13, spec.Basic.Ack.INDEX, tag, multiple, _END)
+
+
+# -- what is received
+
+#: The properties in the order of their flags, from the highest bit down (1.8.1).
+_NAMES = tuple(vars(spec.BasicProperties()))
+
+#: Of which type they are; all others are short strings.
+_TYPES = {"headers": "table", "delivery_mode": "octet", "priority": "octet", "timestamp": "long"}
+
+
+@functools.lru_cache(_KNOWN)
+def _present(flags: int) -> tuple[tuple[str, str], ...]:
+    """Return names and types of the properties that these flags tell of."""
+    if flags & 1:
+        raise ValueError("more flags follow")  # which nobody ever had a use for
+    names = (name for i, name in enumerate(_NAMES) if flags & 0x8000 >> i)
+    return tuple((name, _TYPES.get(name, "short")) for name in names)
+
+
+def _read_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
+    """Return a table and where it ends; raises for what only pika can read."""
+    headers: dict[str, Any] = {}
+    limit = offset + 4 + _SIZE.unpack_from(encoded, offset)[0]
+    offset += 4
+    while offset < limit:
+        at = offset + 1 + encoded[offset]
+        name = encoded[offset + 1 : at].decode()
+        kind = encoded[at]
+        if kind == 83:  # S
+            offset = at + 5 + _SIZE.unpack_from(encoded, at + 1)[0]
+            headers[name] = encoded[at + 5 : offset].decode()
+        elif kind == 108:  # l
+            headers[name] = _LONG.unpack_from(encoded, at)[1]
+            offset = at + 9
+        elif kind == 73:  # I
+            headers[name] = _INT.unpack_from(encoded, at)[1]
+            offset = at + 5
+        elif kind == 116:  # t
+            headers[name] = encoded[at + 1] != 0
+            offset = at + 2
+        elif kind == 86:  # V
+            headers[name] = None
+            offset = at + 1
+        else:
+            raise ValueError("a table, a list, a number that is rare")
+    return headers, offset
+
+
+class DeliveredProperties:
+    """The properties of a delivery, by the names of AMQP and pika; None where absent.
+
+    The values are what fields.py has pika make of them, with plain integers.
+    """
+
+    __slots__ = _NAMES
+
+    content_type: str | None
+    content_encoding: str | None
+    headers: Mapping[str, Any] | None
+    delivery_mode: int | None
+    priority: int | None
+    correlation_id: str | None
+    reply_to: str | None
+    expiration: str | None
+    message_id: str | None
+    timestamp: int | None
+    type: str | None
+    user_id: str | None
+    app_id: str | None
+    cluster_id: str | None
+
+    def __init__(self, encoded: bytes, start: int, end: int) -> None:
+        """Decode what stands between ``start``, where the flags are, and ``end``."""
+        try:
+            offset = self._read(encoded, start)
+        except (ValueError, IndexError, struct.error):
+            offset = -1
+        # A length that lies led into the frames that follow; pika keeps within this one.
+        if offset != end:
+            self._read_by_pika(encoded[start:end])
+
+    def _read(self, encoded: bytes, offset: int) -> int:
+        self.content_type = self.content_encoding = self.headers = self.delivery_mode = None
+        self.priority = self.correlation_id = self.reply_to = self.expiration = None
+        self.message_id = self.timestamp = self.type = self.user_id = None
+        self.app_id = self.cluster_id = None
+        flags = encoded[offset] << 8 | encoded[offset + 1]
+        offset += 2
+        value: Any
+        for name, kind in _present(flags):
+            if kind == "short":
+                at = offset + 1
+                offset = at + encoded[offset]
+                value = encoded[at:offset].decode()
+            elif kind == "table":
+                value, offset = _read_table(encoded, offset)
+            elif kind == "octet":
+                value = encoded[offset]
+                offset += 1
+            else:
+                value = _TIMESTAMP.unpack_from(encoded, offset)[0]
+                offset += 8
+            setattr(self, name, value)
+        return offset
+
+    def _read_by_pika(self, encoded: bytes) -> None:
+        found = spec.BasicProperties().decode(encoded)
+        for name in self.__slots__:
+            setattr(self, name, plain(getattr(found, name)))
+
+
+def _text(encoded: bytes) -> str:
+    return encoded.decode("utf-8", "replace")
+
+
+_known_text = functools.lru_cache(_KNOWN)(_text)
+
+
+@functools.lru_cache(_KNOWN)
+def _route(encoded: bytes) -> tuple[str, str]:
+    """Return the exchange and the routing key with which a Basic.Deliver (1.8.3.9) ends."""
+    at = 1 + encoded[0]
+    if at + 1 + encoded[at] != len(encoded):
+        raise IndexError("a length that lies")
+    return _text(encoded[1:at]), _text(encoded[at + 1 :])
+
+
+#: Consumer tag, delivery tag, redelivered, exchange, routing key.
+_Method = tuple[str, int, bool, str, str]
+
+
+@dataclass(slots=True, eq=False)
+class _Content:
+    """A delivery of which not everything is there yet; ``missing`` are bytes of its body."""
+
+    method: _Method
+    properties: DeliveredProperties | None = None
+    missing: int = 0
+    pieces: list[bytes] = field(default_factory=list)
+
+
+class Reader:
+    """Splits what a broker sends: deliveries and confirms of watched channels, and all the rest.
+
+    Everything is handed on in its order, the rest to ``cold``, a whole frame at a time. A callback
+    may watch and forget channels, and may raise: its frames count as read. It must not call feed.
+    """
+
+    def __init__(self, cold: Callable[[bytes], None]) -> None:
+        self._cold = cold
+        self._delivered: dict[int, Delivered] = {}
+        self._confirmed: dict[int, Confirmed] = {}
+        self._contents: dict[int, _Content] = {}
+        # The beginning of a frame, as it came, and how many bytes are to come at least.
+        self._pieces: list[bytes] = []
+        self._missing = 0
+        self._offset = 0
+
+    def watch(
+        self,
+        channel: int,
+        delivered: Delivered | None = None,
+        confirmed: Confirmed | None = None,
+    ) -> None:
+        """Hand over what is delivered and confirmed on a channel from the next frame on."""
+        self.forget(channel)
+        if delivered is not None:
+            self._delivered[channel] = delivered
+        if confirmed is not None:
+            self._confirmed[channel] = confirmed
+
+    def forget(self, channel: int) -> None:
+        """Leave a channel to pika. A delivery of which half is there is dropped with its rest."""
+        self._delivered.pop(channel, None)
+        self._confirmed.pop(channel, None)
+
+    def feed(self, data: bytes) -> None:
+        """Read on, in a piece of any size.
+
+        Raises:
+            ProtocolSyntaxError: of pika; the stream is broken.
+            Exception: what a callback raised. What follows is read when there is more.
+        """
+        if self._pieces:
+            self._pieces.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data = b"".join(self._pieces)
+            self._pieces = []
+        self._offset = self._missing = 0
+        try:
+            self._walk(data)
+        finally:
+            if self._offset < len(data):
+                self._pieces = [data[self._offset :]]
+
+    def _walk(self, data: bytes) -> None:
+        length = len(data)
+        while (offset := self._offset) + 8 <= length:
+            kind, channel, size = _FRAME.unpack_from(data, offset)
+            end = offset + size + 8
+            if end > length:
+                if size <= _ABSURD:
+                    self._missing = end - length
+                    return
+                if not data.startswith(b"AMQP", offset):
+                    raise pika.exceptions.InvalidFrameError(f"a frame of {size} bytes")
+                end = offset + 8  # another protocol's header (4.2.2), before the broker closes
+            self._offset = end
+            if data[end - 1] != _END:
+                self._cold(data[offset:end])  # pika raises
+            elif kind == _METHOD:
+                self._take_method(data, offset, end, channel)
+            elif channel in self._contents and kind in {_HEADER, _BODY}:
+                self._take_content(data, offset, end, channel)
+            else:
+                self._cold(data[offset:end])
+        self._missing = offset + 8 - length
+
+    def _take_method(self, data: bytes, offset: int, end: int, channel: int) -> None:
+        if self._contents:
+            # A method ends the content before it, complete or not (4.2.6).
+            self._contents.pop(channel, None)
+        method = data[offset + 7 : offset + 11]
+        if method == _DELIVER and channel in self._delivered:
+            try:
+                at = offset + 12 + data[offset + 11]
+                tag, bits = _TAG.unpack_from(data, at)
+                exchange, routing_key = _route(data[at + 9 : end - 1])
+            except (IndexError, struct.error):
+                self._cold(data[offset:end])
+                return
+            consumer_tag = _known_text(data[offset + 12 : at])
+            delivery = (consumer_tag, tag, bits & 1 == 1, exchange, routing_key)
+            self._deliver(data, end, channel, delivery)
+        elif method == _ACK and end - offset == _ACK_FRAME.size and channel in self._confirmed:
+            tag, bits = _TAG.unpack_from(data, offset + 11)
+            self._confirmed[channel](tag, bits & 1 == 1)
+        else:
+            self._cold(data[offset:end])
+
+    def _deliver(self, data: bytes, offset: int, channel: int, method: _Method) -> None:
+        """Deliver at once what is there completely, in one body frame or none."""
+        length = len(data)
+        if offset + _CONTENT.size <= length:
+            kind, its_channel, size, its_class, body_size, _ = _CONTENT.unpack_from(data, offset)
+            at = offset + size + 8  # behind the header
+            end = at + body_size + 8 if body_size else at
+            if (
+                end <= length
+                and kind == _HEADER
+                and its_channel == channel
+                and its_class == _BASIC
+                and data[at - 1] == data[end - 1] == _END
+                and (at == end or _FRAME.unpack_from(data, at) == (_BODY, channel, body_size))
+            ):
+                self._offset = end
+                properties = DeliveredProperties(data, offset + 19, at - 1)
+                self._delivered[channel](*method, properties, data[at + 7 : end - 1])
+                return
+        self._contents[channel] = _Content(method)
+
+    def _take_content(self, data: bytes, offset: int, end: int, channel: int) -> None:
+        """Take the header or a body frame of a delivery that comes in pieces."""
+        content = self._contents[channel]
+        is_header = data[offset] == _HEADER
+        if is_header != (content.properties is None):
+            raise pika.exceptions.InvalidFrameError(f"frame {data[offset]} out of its order")
+        if is_header:
+            *_, its_class, content.missing, _ = _CONTENT.unpack_from(data, offset)
+            if its_class != _BASIC:
+                raise pika.exceptions.InvalidFrameError(f"a content header of class {its_class}")
+            content.properties = DeliveredProperties(data, offset + 19, end - 1)
+        else:
+            content.missing -= end - offset - 8
+            content.pieces.append(data[offset + 7 : end - 1])
+        if content.missing > 0:
+            return
+        del self._contents[channel]
+        if content.missing < 0:
+            raise pika.exceptions.InvalidFrameError("more body than the content header says")
+        delivered = self._delivered.get(channel)
+        if delivered is not None and content.properties is not None:
+            delivered(*content.method, content.properties, b"".join(content.pieces))
+
+
+# -- whether all this holds
+
+
+@functools.cache
+def is_usable() -> bool:
+    """Tell whether the pika that is installed can be used with this module.
+
+    It has to be of the versions that were tested, 1.4, and to write and read a message as we do.
+    Where it is False, pika's own API does everything.
+    """
+    if not pika.__version__.startswith("1.4."):
+        return False
+    headers = {
+        "text": "\u00e9",
+        "int": -1,
+        "long": 1 << 40,
+        "true": True,
+        "none": None,
+        "list": [1],
+    }
+    sample = Properties("a/b", headers, "c", "r", "m", "request", "app", 1 << 31, 5)
+    publication = Publication("exchange", "key", b"body", sample, is_mandatory=True)
+    properties = pika_properties(sample)
+    method = spec.Basic.Publish(exchange="exchange", routing_key="key", mandatory=True)
+    wanted = (frame.Method(7, method), frame.Header(7, 4, properties), frame.Body(7, b"body"))
+    encoded = b"".join(properties.encode())
+    found = DeliveredProperties(encoded, 0, len(encoded))
+    return (
+        publish_frames(7, publication, 8) == b"".join(each.marshal() for each in wanted)
+        and ack_frame(7, 9, multiple=True) == frame.Method(7, spec.Basic.Ack(9, True)).marshal()
+        and all(getattr(found, name) == value for name, value in vars(properties).items())
+    )
