@@ -461,6 +461,16 @@ def test_a_broken_stream_is_an_error_of_pika(stream: bytes, error: type[Exceptio
         reader.feed(b"".join(delivery(1)) + stream + b"".join(delivery(1)))
 
 
+@pytest.mark.parametrize("end", [b"\x01e\x01kmore", b"\x01e\x05k", b"\x01e", b"\x05e"])
+def test_a_delivery_that_does_not_end_where_it_should_is_left_to_pika(end: bytes) -> None:
+    """With its content; the next one is read."""
+    listener = Listener(delivered=[1])
+    tag = struct.pack(">IBQB", spec.Basic.Deliver.INDEX, 0, 1, 0)
+    odd = [framed(1, 1, tag + end), *delivery(1)[1:]]
+    listener.reader.feed(b"".join([*odd, *delivery(1, 2)]))
+    assert [*(("cold", each) for each in odd), told(1, 2)] == listener.events
+
+
 HEADER, BODY = delivery(1)[1:]
 
 

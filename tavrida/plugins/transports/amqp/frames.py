@@ -40,44 +40,37 @@ Delivered = Callable[[str, int, bool, str, str, ReadProperties, bytes], None]
 #: The delivery tag of a Basic.Ack, and whether it stands for all up to it.
 Confirmed = Callable[[int, bool], None]
 
-#: Bytes of the payload of a frame that nobody sends. pika negotiates no frame_max above 128 kB, but
-#: a broker heeds it neither for what it adds itself to the headers of a message that dies.
+#: Bytes of a payload that nobody sends. pika agrees to no frame_max above 128 kB, which brokers do
+#: not heed where they add to the headers of a message that dies.
 _ABSURD = 16 * spec.FRAME_MAX_SIZE
 
-#: Entries of each cache: of names that programs have few of, and strangers may have many of.
-_KNOWN = 1024
+#: Entries of each cache: programs have few names, but strangers may have many.
+_CACHE_SIZE = 1024
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, spec.FRAME_END
 _BASIC = spec.BasicProperties.INDEX
 _DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
 _ACK = struct.pack(">I", spec.Basic.Ack.INDEX)
 
-#: kind, channel, size
-_FRAME = struct.Struct(">BHI")
-#: the whole frame of a Basic.Ack (1.8.3.13): kind, channel, size, method, delivery tag, multiple,
-#: end
-_ACK_FRAME = struct.Struct(">BHIIQBB")
-#: a content header (2.3.5.2) up to the property flags: kind, channel, size, class, body size, flags
-_CONTENT = struct.Struct(">BHIHxxQH")
-#: the end of a frame, and the beginning of the next
-_NEXT = struct.Struct(">BBHI")
-#: delivery tag and bits of a Basic.Deliver
-_TAG = struct.Struct(">QB")
+# Parts of frames that are packed and unpacked at once.
+_FRAME = struct.Struct(">BHI")  # kind, channel, size
+_NEXT = struct.Struct(">BBHI")  # the end of a frame, and the beginning of the next
+_CONTENT = struct.Struct(">BHIHxxQH")  # a header (2.3.5.2): frame, class, body size, property flags
+_ACK_FRAME = struct.Struct(">BHIIQBB")  # Basic.Ack (1.8.3.13): frame, method, tag, multiple, end
+_TAG = struct.Struct(">QB")  # delivery tag, and a bit: redelivered (1.8.3.9) or multiple
 
-# Values of a field table (4.2.5.5, with the kinds as RabbitMQ has them): kind, value.
-_STRING = struct.Struct(">BI")
-_INT = struct.Struct(">Bi")
-_LONG = struct.Struct(">Bq")
+# Values of a field table (4.2.5.5, as RabbitMQ has them): their kinds, and kind and value.
+_S, _I, _L, _T, _V = b"SIltV"
+_STRING, _INT, _LONG = struct.Struct(">BI"), struct.Struct(">Bi"), struct.Struct(">Bq")
 _TRUE, _FALSE, _VOID = b"t\x01", b"t\x00", b"V"
 
-_SIZE = struct.Struct(">I")
-_TIMESTAMP = struct.Struct(">Q")
+_SIZE, _TIMESTAMP = struct.Struct(">I"), struct.Struct(">Q")
 _OCTETS = [bytes([each]) for each in range(256)]
 
 # -- what is sent
 
 
-@functools.lru_cache(_KNOWN)
+@functools.lru_cache(_CACHE_SIZE)
 def _publish(channel: int, exchange: str, routing_key: str, is_mandatory: bool) -> bytes:
     """Return a method frame (1.8.3.7): few routes are used, and often."""
     method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=is_mandatory)
@@ -92,7 +85,7 @@ def _short(text: str) -> bytes:
 
 
 #: The same for texts that come again and again.
-_known = functools.lru_cache(_KNOWN)(_short)
+_known = functools.lru_cache(_CACHE_SIZE)(_short)
 
 
 def _table(headers: dict[str, Any]) -> bytes:
@@ -102,11 +95,11 @@ def _table(headers: dict[str, Any]) -> bytes:
         kind = type(value)
         if kind is str:
             encoded = value.encode()
-            pieces += (_known(name), _STRING.pack(83, len(encoded)), encoded)
+            pieces += (_known(name), _STRING.pack(_S, len(encoded)), encoded)
         elif kind is int and -0x80000000 <= value < 0x80000000:
-            pieces += (_known(name), _INT.pack(73, value))
+            pieces += (_known(name), _INT.pack(_I, value))
         elif kind is int:
-            pieces += (_known(name), _LONG.pack(108, value))
+            pieces += (_known(name), _LONG.pack(_L, value))
         elif value is None:
             pieces += (_known(name), _VOID)
         elif kind is bool:
@@ -196,7 +189,7 @@ _NAMES = tuple(vars(spec.BasicProperties()))
 _TYPES = {"headers": "table", "delivery_mode": "octet", "priority": "octet", "timestamp": "long"}
 
 
-@functools.lru_cache(_KNOWN)
+@functools.lru_cache(_CACHE_SIZE)
 def _present(flags: int) -> tuple[tuple[str, str], ...]:
     """Return names and types of the properties that these flags tell of."""
     if flags & 1:
@@ -214,19 +207,19 @@ def _read_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
         at = offset + 1 + encoded[offset]
         name = encoded[offset + 1 : at].decode()
         kind = encoded[at]
-        if kind == 83:  # S
+        if kind == _S:
             offset = at + 5 + _SIZE.unpack_from(encoded, at + 1)[0]
             headers[name] = encoded[at + 5 : offset].decode()
-        elif kind == 108:  # l
+        elif kind == _L:
             headers[name] = _LONG.unpack_from(encoded, at)[1]
             offset = at + 9
-        elif kind == 73:  # I
+        elif kind == _I:
             headers[name] = _INT.unpack_from(encoded, at)[1]
             offset = at + 5
-        elif kind == 116:  # t
+        elif kind == _T:
             headers[name] = encoded[at + 1] != 0
             offset = at + 2
-        elif kind == 86:  # V
+        elif kind == _V:
             headers[name] = None
             offset = at + 1
         else:
@@ -297,19 +290,17 @@ class DeliveredProperties:
             setattr(self, name, plain(getattr(found, name)))
 
 
+@functools.lru_cache(_CACHE_SIZE)
 def _text(encoded: bytes) -> str:
     return encoded.decode("utf-8", "replace")
 
 
-_known_text = functools.lru_cache(_KNOWN)(_text)
-
-
-@functools.lru_cache(_KNOWN)
+@functools.lru_cache(_CACHE_SIZE)
 def _route(encoded: bytes) -> tuple[str, str]:
     """Return the exchange and the routing key with which a Basic.Deliver (1.8.3.9) ends."""
     at = 1 + encoded[0]
     if at + 1 + encoded[at] != len(encoded):
-        raise IndexError("a length that lies")
+        raise IndexError("a length that lies")  # pika may make something of it
     return _text(encoded[1:at]), _text(encoded[at + 1 :])
 
 
@@ -419,7 +410,7 @@ class Reader:
             except (IndexError, struct.error):
                 self._cold(data[offset:end])
                 return
-            consumer_tag = _known_text(data[offset + 12 : at])
+            consumer_tag = _text(data[offset + 12 : at])
             delivery = (consumer_tag, tag, bits & 1 == 1, exchange, routing_key)
             self._deliver(data, end, channel, delivery)
         elif method == _ACK and end - offset == _ACK_FRAME.size and channel in self._confirmed:
