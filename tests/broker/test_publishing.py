@@ -242,7 +242,7 @@ def test_a_callback_that_comes_late_from_a_channel_before_is_nobodys(
         late = publication("", queue, b"late", is_mandatory=True)
         transport.publish(late, outcome)
         if how == "confirm":
-            transport._on_confirm(before, frame)
+            transport._on_confirm(before, 1, False, True)
         else:
             transport._on_return(before.pika, frame, late.properties, b"")
         assert not outcome.is_known

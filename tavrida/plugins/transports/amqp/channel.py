@@ -9,28 +9,44 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
+from tavrida.envelope import ReadProperties
+from tavrida.plugins.transports.amqp import fields
+from tavrida.plugins.transports.amqp.tags import Tags
+from tavrida.plugins.transports.amqp.wire import PlainWire
+
+#: Called for each delivery of a consumer: delivery tag, redelivered, exchange, routing key.
+Receive = Callable[[int, bool, str, str, ReadProperties, bytes], None]
+
+#: Called for each confirm: delivery tag, multiple, and True where the broker has the message.
+OnConfirm = Callable[[int, bool, bool], None]
+
 
 class AwaitableChannel:
-    """A pika channel whose methods can be awaited, and end with an error if it closes."""
+    """A pika channel whose methods can be awaited, and end with an error if it closes.
+
+    ``on_closed`` is called when it is.
+    """
 
     def __init__(
         self,
-        connection: AsyncioConnection,
-        on_closed: Callable[[AwaitableChannel, BaseException], None],
+        wire: PlainWire,
+        on_closed: Callable[[AwaitableChannel, BaseException], None] = lambda channel, reason: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._wire = wire
         self._asked: set[asyncio.Future[Any]] = set()
         self._on_closed = on_closed
+        self._receivers: dict[str, Receive] = {}
         self._getting: asyncio.Future[Any] | None = None
         self._one_get = asyncio.Lock()
         self.opened: asyncio.Future[Any] = self._future()
-        self.pika = connection.channel(on_open_callback=self._resolve(self.opened))
+        self.pika = wire.channel(on_open_callback=self._resolve(self.opened))
         self.pika.add_on_close_callback(self._closed)
         self.pika.add_callback(self._got, [Basic.GetEmpty], one_shot=False)
+        self.tags = Tags(self.pika, wire)
 
     def _future(self) -> asyncio.Future[Any]:
         future = self._loop.create_future()
@@ -43,6 +59,7 @@ class AwaitableChannel:
         return lambda frame: None if future.done() else future.set_result(frame)
 
     def _closed(self, channel: Channel, reason: BaseException) -> None:
+        self._wire.forget(channel)
         for future in list(self._asked):
             if not future.done():
                 future.set_exception(reason)
@@ -55,27 +72,106 @@ class AwaitableChannel:
         method(*args, callback=self._resolve(future), **kwargs)
         return await future
 
-    async def get(self, queue: str) -> tuple[Channel, Basic.GetOk, BasicProperties, bytes] | None:
-        """Return the next message of a queue, None when it is empty."""
+    # -- publishing
+
+    async def confirm(self, on_confirm: OnConfirm) -> None:
+        """Have the broker confirm what is published here."""
+
+        def confirmed(frame: Any) -> None:
+            method = frame.method
+            on_confirm(method.delivery_tag, method.multiple, isinstance(method, Basic.Ack))
+
+        await self.ask(self.pika.confirm_delivery, confirmed)
+        self._wire.watch(self.pika, None, lambda tag, multiple: on_confirm(tag, multiple, True))
+
+    # -- consuming
+
+    async def consume(
+        self, queue: str, consumer_tag: str, receive: Receive, *, auto_ack: bool = False
+    ) -> None:
+        """Have the messages of a queue delivered."""
+        if not self._receivers:
+            self._wire.watch(self.pika, self._delivered, None)
+        self._receivers[consumer_tag] = receive
+        await self.ask(
+            self.pika.basic_consume,
+            queue,
+            self._delivered_by_pika,
+            consumer_tag=consumer_tag,
+            auto_ack=auto_ack,
+        )
+
+    async def cancel(self, consumer_tag: str) -> None:
+        """End a consumer; what comes until the broker knows of it goes back."""
+        self._receivers.pop(consumer_tag, None)
+        await self.ask(self.pika.basic_cancel, consumer_tag)
+
+    def _delivered(
+        self,
+        consumer_tag: str,
+        tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        properties: ReadProperties,
+        body: bytes,
+    ) -> None:
+        receive = self._receivers.get(consumer_tag)
+        if receive is not None:
+            receive(tag, redelivered, exchange, routing_key, properties, body)
+        elif self.pika.is_open:
+            self.pika.basic_nack(tag, requeue=True)
+
+    def _delivered_by_pika(
+        self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        self._delivered(method.consumer_tag, *_read(method, properties), body)
+
+    async def get(self, queue: str, receive: Receive) -> None:
+        """Hand the next message of a queue to ``receive``, if there is one."""
         async with self._one_get:  # pika allows no second one before the first is answered
             self._getting = self._future()
             self.pika.basic_get(queue, self._got)
             try:
                 answer = await self._getting
             except asyncio.CancelledError:
-                self.pika.close()  # the message may be on its way to nobody: so it goes back
+                self.close()  # the message may be on its way to nobody: so it goes back
                 raise
-        return answer if len(answer) > 1 else None
+        if len(answer) > 1:
+            _, method, properties, body = answer
+            receive(*_read(method, properties), body)
 
     def _got(self, *answer: Any) -> None:
         if self._getting is not None and not self._getting.done():
             self._getting.set_result(answer)
 
+    def close(self) -> None:
+        """Close it, when what was acknowledged has left."""
+        self.tags.flush()
+        self.pika.close()
+
+
+def _read(
+    method: Basic.Deliver | Basic.GetOk, properties: BasicProperties
+) -> tuple[int, bool, str, str, ReadProperties]:
+    """Return what pika says of a message, with values that the rest of us can use."""
+    headers = properties.headers
+    if headers:
+        for name, value in headers.items():
+            headers[name] = fields.plain(value)
+    return (
+        method.delivery_tag,
+        method.redelivered,
+        method.exchange or "",
+        method.routing_key or "",
+        properties,
+    )
+
 
 @contextlib.asynccontextmanager
-async def passing(connection: AsyncioConnection) -> AsyncIterator[AwaitableChannel]:
+async def passing(wire: PlainWire) -> AsyncIterator[AwaitableChannel]:
     """Give a channel for one question, whose refusal costs nothing but this channel."""
-    channel = AwaitableChannel(connection, lambda channel, reason: None)
+    channel = AwaitableChannel(wire)
     await channel.opened
     try:
         yield channel

@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import pika.exceptions
-from pika.adapters.asyncio_connection import AsyncioConnection
 
 from tavrida import exceptions
 from tavrida.plugins.transports import conflict
@@ -19,6 +18,7 @@ from tavrida.plugins.transports.amqp.objections import (
     PRECONDITION_FAILED,
     text_of,
 )
+from tavrida.plugins.transports.amqp.wire import PlainWire
 from tavrida.topology import Exchange, Queue
 
 _INTEGERS = ("signedint", "unsignedint", "long", "short", "byte")
@@ -33,10 +33,10 @@ _INEQUIVALENT = re.compile(
 PARAMETERS = {"type": "exchange_type"}
 
 
-async def has_exchange(connection: AsyncioConnection, exchange: str) -> bool:
+async def has_exchange(connection: PlainWire, exchange: str) -> bool:
     """Tell whether there is an exchange of that name."""
     # No exchange closes the channel that asked; so it is a channel for this alone.
-    channel = AwaitableChannel(connection, lambda channel, reason: None)
+    channel = AwaitableChannel(connection)
     try:
         await channel.opened
         await channel.ask(channel.pika.exchange_declare, exchange, passive=True)
@@ -51,7 +51,7 @@ async def has_exchange(connection: AsyncioConnection, exchange: str) -> bool:
 
 
 async def refusal_of(
-    connection: AsyncioConnection, thing: Queue | Exchange, settings: dict[str, Any]
+    connection: PlainWire, thing: Queue | Exchange, settings: dict[str, Any]
 ) -> pika.exceptions.ChannelClosedByBroker | None:
     """Declare something; return why the broker does not, if it has none or a different one."""
     async with passing(connection) as channel:

@@ -24,9 +24,7 @@ import pika.compat
 import pika.credentials
 import pika.data
 import pika.exceptions
-from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.channel import Channel
-from pika.spec import Basic, BasicProperties
+from pika.spec import Basic
 
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig, redact
@@ -47,7 +45,7 @@ from tavrida.plugins.transports import (
     undeclared,
     unroutable,
 )
-from tavrida.plugins.transports.amqp.channel import AwaitableChannel, passing
+from tavrida.plugins.transports.amqp.channel import AwaitableChannel, Receive, passing
 from tavrida.plugins.transports.amqp.declarations import (
     PARAMETERS,
     arguments_of,
@@ -57,13 +55,14 @@ from tavrida.plugins.transports.amqp.declarations import (
     refusal_of,
     settings_of,
 )
-from tavrida.plugins.transports.amqp.fields import check_size, pika_properties, plain
 from tavrida.plugins.transports.amqp.objections import (
     NOT_FOUND,
     is_named_in,
     objection_to,
     text_of,
 )
+from tavrida.plugins.transports.amqp.tags import Tags
+from tavrida.plugins.transports.amqp.wire import PlainWire, Wire
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.topology import Binding, Exchange, Queue, Topology
 
@@ -87,7 +86,7 @@ REFUSAL_PAUSE = 1.0
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class AMQPDelivery:
-    """A delivery. Its channel is its generation: tags mean nothing on a later one."""
+    """A delivery. Its tags are those of its channel, and mean nothing on a later one."""
 
     body: bytes
     properties: ReadProperties
@@ -95,32 +94,32 @@ class AMQPDelivery:
     routing_key: str
     redelivered: bool
     queue: str
-    channel: Channel
+    tags: Tags
     tag: int
     is_settled: bool = False
 
     @property
     def is_live(self) -> bool:
         """True while settling it means something."""
-        return not self.is_settled and self.channel.is_open
+        return not self.is_settled and self.tags.is_open
 
     def ack(self) -> None:
         """Tell the broker to forget the message."""
         if self.is_live:
             self.is_settled = True
-            self.channel.basic_ack(self.tag)
+            self.tags.acknowledge(self.tag)
 
     def requeue(self) -> None:
         """Give the message back untouched."""
         if self.is_live:
             self.is_settled = True
-            self.channel.basic_nack(self.tag, requeue=True)
+            self.tags.give_back(self.tag)
 
     def reject(self) -> None:
         """Have the broker move the message to the dead-letter queue of its queue."""
         if self.is_live:
             self.is_settled = True
-            self.channel.basic_reject(self.tag, requeue=False)
+            self.tags.reject(self.tag)
 
 
 #: What a broker that returns a message says of it: message id, exchange, routing key.
@@ -168,7 +167,7 @@ class AMQPTransport(ReconnectingTransport):
         self, config: ConnectionConfig, loop: LoopThread, name: str, events: Events
     ) -> None:
         super().__init__(config, loop, name, events)
-        self._connection: AsyncioConnection | None = None
+        self._connection: PlainWire | None = None
         self._is_blocked = False
         self._topologies: dict[Topology, None] = {}
         self._consumers: list[_Consumer] = []
@@ -230,7 +229,7 @@ class AMQPTransport(ReconnectingTransport):
             if not opened.done():
                 opened.set_exception(refusals.refusal(parameters, error))
 
-        connection = AsyncioConnection(
+        connection = Wire(
             parameters,
             on_open_callback=on_open,
             on_open_error_callback=on_error,
@@ -291,7 +290,7 @@ class AMQPTransport(ReconnectingTransport):
         parameters.client_properties = {"connection_name": self.name, "product": "tavrida"}
         return parameters
 
-    async def _restore(self, connection: AsyncioConnection) -> None:
+    async def _restore(self, connection: PlainWire) -> None:
         """Put everything in place on a new connection."""
         await self._open_publishing(connection)
         self._consuming = AwaitableChannel(connection, self._on_consuming_closed)
@@ -307,12 +306,11 @@ class AMQPTransport(ReconnectingTransport):
         self._ready.set()
         self._flush()
 
-    async def _open_publishing(self, connection: AsyncioConnection) -> None:
+    async def _open_publishing(self, connection: PlainWire) -> None:
         channel = AwaitableChannel(connection, self._on_publishing_closed)
         await channel.opened
         channel.pika.add_on_return_callback(self._on_return)
-        on_confirm = functools.partial(self._on_confirm, channel)
-        await channel.ask(channel.pika.confirm_delivery, on_confirm)
+        await channel.confirm(functools.partial(self._on_confirm, channel))
         self._publishing = channel
 
     def _on_connection_closed(self, connection: Any, reason: BaseException) -> None:
@@ -325,7 +323,7 @@ class AMQPTransport(ReconnectingTransport):
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(text_of(reason))
 
-    def _drop(self, connection: AsyncioConnection | None) -> None:
+    def _drop(self, connection: PlainWire | None) -> None:
         if connection is not None and connection is self._connection:
             self._ready.clear()
             if connection.is_open:
@@ -371,7 +369,7 @@ class AMQPTransport(ReconnectingTransport):
         if self._connection is None:  # lost since the caller looked
             raise pika.exceptions.ConnectionWrongStateError("the connection is lost")
         # A refusal closes the channel that asked; so it is a channel for this alone.
-        channel = AwaitableChannel(self._connection, lambda channel, reason: None)
+        channel = AwaitableChannel(self._connection)
         await channel.opened
         amqp = channel.pika
         asked = [
@@ -395,7 +393,7 @@ class AMQPTransport(ReconnectingTransport):
                 amqp.close()
         self._exchanges.update(exchange.name for exchange in topology.exchanges)
 
-    async def _guard_exchanges(self, connection: AsyncioConnection) -> None:
+    async def _guard_exchanges(self, connection: PlainWire) -> None:
         """Declare again what somebody deleted: a consumer is not told, and would idle in silence.
 
         Queues need no guard, since the broker cancels their consumers.
@@ -409,7 +407,7 @@ class AMQPTransport(ReconnectingTransport):
             except (pika.exceptions.AMQPError, exceptions.TransportError, TimeoutError) as error:
                 LOG.warning("%s: cannot see to its exchanges: %r.", self.name, error)
 
-    async def _mend(self, connection: AsyncioConnection, topology: Topology) -> None:
+    async def _mend(self, connection: PlainWire, topology: Topology) -> None:
         for exchange in topology.exchanges:
             if not await has_exchange(connection, exchange.name):
                 LOG.warning(
@@ -473,7 +471,7 @@ class AMQPTransport(ReconnectingTransport):
     # -- looking into queues
 
     @contextlib.asynccontextmanager
-    async def _asking(self) -> AsyncIterator[AsyncioConnection]:
+    async def _asking(self) -> AsyncIterator[PlainWire]:
         """Give the connection for a question that is answered within ``publish_timeout``."""
         await self._ready.wait()
         assert self._connection is not None
@@ -495,7 +493,7 @@ class AMQPTransport(ReconnectingTransport):
 
     async def inspect(self, queue: str) -> QueueState | None:
         async with self._asking() as connection:
-            channel = AwaitableChannel(connection, lambda channel, reason: None)
+            channel = AwaitableChannel(connection)
             await channel.opened
             try:
                 frame = await channel.ask(channel.pika.queue_declare, queue, passive=True)
@@ -527,11 +525,9 @@ class AMQPTransport(ReconnectingTransport):
             channel = self._getting
             if channel is None or channel.pika.is_closing or channel.pika.is_closed:
                 # A channel of its own: a queue that does not exist would end the consumers too.
-                channel = self._getting = AwaitableChannel(connection, lambda channel, reason: None)
+                channel = self._getting = AwaitableChannel(connection)
             await asyncio.shield(channel.opened)  # others may wait for it too
-            answer = await channel.get(queue)
-            if answer is not None:
-                self._receiver(queue, got.append)(*answer)
+            await channel.get(queue, _receiver(channel, queue, got.append))
         if not got:
             return None
         self._held[queue].add(got[0])
@@ -556,37 +552,12 @@ class AMQPTransport(ReconnectingTransport):
         await channel.ask(channel.pika.basic_qos, prefetch_count=prefetch)
         if consumer not in self._consumers:
             return  # cancelled meanwhile: nobody would take what comes
-        await channel.ask(
-            channel.pika.basic_consume,
-            consumer.queue,
-            self._receiver(consumer.queue, consumer.on_delivery),
-            consumer_tag=f"{self.name[:100]} {consumer.queue}"[:255],
-        )
+        receive = _receiver(channel, consumer.queue, consumer.on_delivery)
+        await channel.consume(consumer.queue, self._tag_of(consumer.queue), receive)
 
-    def _receiver(
-        self, queue: str, on_delivery: Callable[[AMQPDelivery], None]
-    ) -> Callable[..., None]:
-        def receive(
-            channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes
-        ) -> None:
-            headers = properties.headers
-            if headers:
-                for name, value in headers.items():
-                    headers[name] = plain(value)
-            on_delivery(
-                AMQPDelivery(
-                    body,
-                    properties,
-                    method.exchange or "",
-                    method.routing_key or "",
-                    method.redelivered,
-                    queue,
-                    channel,
-                    method.delivery_tag,
-                )
-            )
-
-        return receive
+    def _tag_of(self, queue: str) -> str:
+        """Return the name of a consumer, which an operator sees."""
+        return f"{self.name[:100]} {queue}"[:255]
 
     async def reply_queue(self, on_delivery: OnDelivery) -> str:
         await self._ready.wait()
@@ -595,10 +566,10 @@ class AMQPTransport(ReconnectingTransport):
         # A new name at each connection: the old queue may still be there, locked by a connection
         # that the broker has not given up yet.
         name = f"tavrida.reply.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(6)}"
-        receive = self._receiver(name, on_delivery)
+        receive = _receiver(channel, name, on_delivery, is_settled=True)
         try:
             await channel.ask(channel.pika.queue_declare, name, exclusive=True)
-            await channel.ask(channel.pika.basic_consume, name, receive, auto_ack=True)
+            await channel.consume(name, name, receive, auto_ack=True)
         except pika.exceptions.AMQPError as error:
             raise exceptions.ConnectionFailed(
                 f"cannot make a queue for answers: {text_of(error)}"
@@ -610,11 +581,10 @@ class AMQPTransport(ReconnectingTransport):
         channel = self._consuming
         if channel is None or not channel.pika.is_open:
             return
-        tags = [f"{self.name[:100]} {consumer.queue}"[:255] for consumer in consumers]
         # No channel, no consumers; and closing ends those that the broker does not answer for.
         with contextlib.suppress(pika.exceptions.AMQPError, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await asyncio.gather(*(channel.ask(channel.pika.basic_cancel, t) for t in tags))
+                await asyncio.gather(*(channel.cancel(self._tag_of(c.queue)) for c in consumers))
 
     def _on_cancelled(self, frame: Any) -> None:
         LOG.warning(
@@ -669,7 +639,7 @@ class AMQPTransport(ReconnectingTransport):
                 return topology
         return None
 
-    async def _find(self, connection: AsyncioConnection, exchange: str) -> None:
+    async def _find(self, connection: PlainWire, exchange: str) -> None:
         try:
             async with asyncio.timeout(self.config.publish_timeout):
                 is_there = await has_exchange(connection, exchange)
@@ -698,18 +668,11 @@ class AMQPTransport(ReconnectingTransport):
         self._flush()
 
     def _send(self, sending: _Sending) -> None:
-        assert self._publishing is not None
+        connection = self._connection
+        assert self._publishing is not None and connection is not None
         publication = sending.publication
         try:
-            properties = pika_properties(publication.properties)
-            check_size(properties)
-            self._publishing.pika.basic_publish(
-                publication.exchange,
-                publication.routing_key,
-                publication.body,
-                properties,
-                publication.is_mandatory,
-            )
+            connection.send(self._publishing.pika, publication)
         except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError):
             # Closing, and the callback that says so is on its way.
             self._outbox.appendleft(sending)
@@ -728,17 +691,18 @@ class AMQPTransport(ReconnectingTransport):
         # RabbitMQ sends the return before the confirm of the same message.
         self._returned[properties.message_id, method.exchange or "", method.routing_key or ""] += 1
 
-    def _on_confirm(self, channel: AwaitableChannel, frame: Any) -> None:
+    def _on_confirm(
+        self,
+        channel: AwaitableChannel,
+        tag: int,
+        multiple: bool,
+        is_ack: bool,
+    ) -> None:
         if channel is not self._publishing:
             return  # its tags mean nothing any more
-        method = frame.method
-        if method.multiple:
-            tags = list(itertools.takewhile(lambda t: t <= method.delivery_tag, self._unconfirmed))
-        else:
-            tags = [method.delivery_tag]
-        is_ack = isinstance(method, Basic.Ack)
-        for tag in tags:
-            sending = self._unconfirmed.pop(tag, None)
+        tags = itertools.takewhile(tag.__ge__, list(self._unconfirmed)) if multiple else (tag,)
+        for each in tags:
+            sending = self._unconfirmed.pop(each, None)
             if sending is None:
                 continue  # Its deadline passed.
             self._suspects = max(0, self._suspects - 1)
@@ -821,7 +785,7 @@ class AMQPTransport(ReconnectingTransport):
         if connection is not None and connection.is_open and not self._is_closing:
             self.loop.loop.create_task(self._reopen_publishing(connection))
 
-    async def _reopen_publishing(self, connection: AsyncioConnection) -> None:
+    async def _reopen_publishing(self, connection: PlainWire) -> None:
         try:
             await self._open_publishing(connection)
         except pika.exceptions.AMQPError:
@@ -890,7 +854,36 @@ class AMQPTransport(ReconnectingTransport):
         self._fail_all(closed())
 
 
-def _break_off(connection: AsyncioConnection) -> None:
+def _receiver(
+    channel: AwaitableChannel,
+    queue: str,
+    on_delivery: Callable[[AMQPDelivery], None],
+    *,
+    is_settled: bool = False,
+) -> Receive:
+    """Return what makes deliveries of a queue of what a channel receives."""
+    tags = channel.tags
+
+    def receive(
+        tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        properties: ReadProperties,
+        body: bytes,
+    ) -> None:
+        if not is_settled:
+            tags.take(tag)
+        on_delivery(
+            AMQPDelivery(
+                body, properties, exchange, routing_key, redelivered, queue, tags, tag, is_settled
+            )
+        )
+
+    return receive
+
+
+def _break_off(connection: PlainWire) -> None:
     """End a connection that is being made, or just was."""
     if connection.is_open:
         connection.close()

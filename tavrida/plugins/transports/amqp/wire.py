@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""The wire: pika's connection, with the frames of messages written and read by ``frames``.
+
+pika has a system call for each frame that it sends, and two to watch its socket for it; it copies
+what it received once a frame. Here all that was sent in a turn of the loop leaves in one call, and
+what a read brought is gone through once. Everything that is not a message stays pika's:
+handshake, channels, declarations, heartbeats, errors.
+
+This goes below pika's public API. It is used with the versions that it was tested with
+(``frames.is_usable``), and ``PlainWire`` does the same by the public API with any other.
+"""
+
+# ruff: noqa: SLF001 - it is below pika's public API that the time is
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pika.exceptions
+import pika.frame
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
+from pika.channel import Channel
+
+from tavrida.plugins.transports import Publication
+from tavrida.plugins.transports.amqp import fields, frames
+from tavrida.plugins.transports.amqp.frames import Confirmed, Delivered
+
+#: Bytes of a read: what a prefetch of hundreds brings at a time.
+READ = 65_536
+
+
+class PlainWire(AsyncioConnection):
+    """A connection whose messages go by pika's public API."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._callbacks: list[Callable[[], None]] = []
+        super().__init__(*args, **kwargs)
+
+    def send(self, channel: Channel, publication: Publication) -> None:
+        """Send a message.
+
+        Raises:
+            ChannelWrongStateError: the channel is closed, or closing.
+            PublishFailed: its headers are too large.
+            Exception: pika's, when it cannot be encoded; nothing was sent.
+        """
+        properties = fields.pika_properties(publication.properties)
+        fields.check_size(properties)
+        channel.basic_publish(
+            publication.exchange,
+            publication.routing_key,
+            publication.body,
+            properties,
+            publication.is_mandatory,
+        )
+
+    def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
+        """Acknowledge a delivery, or all up to it, of a channel that is open."""
+        channel.basic_ack(tag, multiple)
+
+    def watch(
+        self, channel: Channel, delivered: Delivered | None, confirmed: Confirmed | None
+    ) -> None:
+        """Hand over deliveries and confirms of a channel, where pika's callbacks are not used."""
+
+    def forget(self, channel: Channel) -> None:
+        """Undo ``watch``: the channel is closed, and its number may be another's soon."""
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Call back at the end of this turn of the loop, before what was sent in it leaves."""
+        if not self._callbacks:
+            self.ioloop.call_soon(self._end)
+        self._callbacks.append(callback)
+
+    def _end(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        self._end()  # acknowledgements go before the goodbye
+        super().close(*args, **kwargs)
+
+
+class FastWire(PlainWire):
+    """A connection that writes once a turn, and reads deliveries and confirms past pika."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._written: list[bytes] = []
+        self._reader = frames.Reader(self._read_cold)
+        self._is_open_for_messages = False
+        super().__init__(*args, **kwargs)
+
+    # -- out
+
+    def send(self, channel: Channel, publication: Publication) -> None:
+        if not channel.is_open:
+            raise pika.exceptions.ChannelWrongStateError(f"channel {channel.channel_number}")
+        self._adapter_emit_data(
+            frames.publish_frames(channel.channel_number, publication, self._body_max_length)
+        )
+
+    def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
+        self._adapter_emit_data(frames.ack_frame(channel.channel_number, tag, multiple))
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._written:
+            self.ioloop.call_soon(self._write)
+        self._written.append(data)
+
+    def _write(self) -> None:
+        self._end()
+        transport: Any = self._transport
+        data = b"".join(self._written)
+        self._written.clear()
+        if not data or transport is None:  # went before, or lost meanwhile
+            return
+        if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
+            with contextlib.suppress(OSError):  # the transport meets it too, and tells
+                data = data[transport._sock.send(data) :]
+        if data:
+            transport.write(data)
+
+    def _adapter_disconnect_stream(self) -> None:
+        self._write()  # the answer to a broker's goodbye
+        super()._adapter_disconnect_stream()
+
+    # -- in
+
+    def watch(
+        self, channel: Channel, delivered: Delivered | None, confirmed: Confirmed | None
+    ) -> None:
+        self._reader.watch(channel.channel_number, delivered, confirmed)
+
+    def forget(self, channel: Channel) -> None:
+        self._reader.forget(channel.channel_number)
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        super()._proto_connection_made(transport)
+        if isinstance(transport, _AsyncPlaintextTransport):
+            self.ioloop.add_reader(transport._sock.fileno(), self._read)
+
+    def _read(self) -> None:
+        """Read once; pika's own reader asks again until there is nothing."""
+        transport: Any = self._transport
+        sock = transport and transport._sock
+        if sock is None:
+            return
+        try:
+            data = sock.recv(READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            transport._initiate_abort(error)
+            return
+        if not data:
+            transport._on_socket_readable()  # its way of ending
+            return
+        try:
+            self._on_data_available(data)
+        except Exception as error:
+            transport._initiate_abort(error)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        if self._is_open_for_messages:
+            self.bytes_received += len(data_in)  # what pika's heartbeats look at
+            self._reader.feed(data_in)
+            return
+        super()._on_data_available(data_in)
+        if self.is_open:
+            self._is_open_for_messages = True
+            rest, self._frame_buffer = self._frame_buffer, b""
+            if rest:
+                self._reader.feed(rest)
+
+    def _read_cold(self, data: bytes) -> None:
+        _, frame = pika.frame.decode_frame(data)
+        if frame is not None:
+            self._process_frame(frame)
+
+
+#: What connections are made of here.
+Wire: type[PlainWire] = FastWire if frames.is_usable() else PlainWire

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""The same over either wire: the fast one beneath pika's API, and the plain one of its API."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from tavrida import dispatcher, exceptions
+from tavrida.plugins.transports.amqp import transport
+from tavrida.plugins.transports.amqp.wire import FastWire, PlainWire, Wire
+from tavrida.service import ServiceController
+from tests.broker.conftest import QUEUE, Connect, Serve, next_of
+from tests.rabbitmq import Node
+from tests.waiting import DEADLINE, eventually
+
+#: More than a frame of RabbitMQ holds, 128 kB.
+LARGE = "x" * 300_000
+
+
+@dispatcher.rpc_service("svc")
+class Service(ServiceController):
+    seen: SimpleQueue[Any] = SimpleQueue()
+    gate = threading.Event()
+
+    @dispatcher.rpc_method("svc", "echo")
+    async def echo(self, request: Any, proxy: Any, text: str, n: int = 0) -> dict[str, Any]:
+        return {"text": text, "n": n}
+
+    @dispatcher.rpc_method("svc", "note")
+    def note(self, request: Any, proxy: Any, n: int) -> None:
+        self.gate.wait(DEADLINE)
+        self.seen.put(n)
+
+
+@pytest.fixture(params=[FastWire, PlainWire], autouse=True)
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have connections made of either."""
+    monkeypatch.setattr(transport, "Wire", request.param)
+    monkeypatch.setattr(Service, "seen", SimpleQueue())
+    monkeypatch.setattr(Service, "gate", threading.Event())
+
+
+def test_the_fast_wire_is_used_with_the_pika_that_is_tested() -> None:
+    """Else everything here would be measured and tested with the other one."""
+    assert Wire is FastWire
+
+
+def test_calls_small_and_large_come_back(serve: Serve, connect: Connect, amqp_url: str) -> None:
+    """Many at a time, in one frame and in three, and one that nobody serves."""
+    serve(Service, concurrency=20)
+    client = connect("svc", "nobody")
+    sent = [(f"{n}" if n % 10 else LARGE, n) for n in range(200)]
+    answers = [(client.svc.echo(text=text, n=n).future(timeout=DEADLINE)) for text, n in sent]
+    assert sent == [(a.result()["text"], a.result()["n"]) for a in answers]
+    with pytest.raises(exceptions.ServiceUnavailable):
+        client.nobody.echo(text="").call()
+
+
+def test_casts_are_settled_and_leave_nothing(
+    serve: Serve, connect: Connect, rabbitmq: Node, vhost: str, amqp_url: str
+) -> None:
+    """Confirmed at their sender, acknowledged by their handler: the queue is empty then."""
+    server = serve(Service, concurrency=7)
+    Service.gate.set()
+    client = connect("svc")
+    with client.pipeline():
+        for n in range(500):
+            client.svc.note(n=n).cast()
+    handled = Counter(Service.seen.get(timeout=DEADLINE) for _ in range(500))
+    assert dict.fromkeys(range(500), 1) == handled
+    server.stop()
+    assert f"{QUEUE}\t0" in rabbitmq.ctl("list_queues", "-p", vhost, "name", "messages")
+
+
+def test_what_a_server_held_when_it_stopped_is_not_lost(
+    serve: Serve, connect: Connect, channel: Any, amqp_url: str
+) -> None:
+    """What had begun is acknowledged with the goodbye, and what had not is back in the queue."""
+    server = serve(Service, concurrency=2, prefetch=10)
+    client = connect("svc")
+    with client.pipeline():
+        for n in range(6):
+            client.svc.note(n=n).cast()
+    eventually(lambda: len(server._processor.open_handlings) == 6)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    eventually(lambda: len(server._processor.open_handlings) == 2)
+    Service.gate.set()
+    stopping.join(DEADLINE)
+    assert [0, 1] == sorted(Service.seen.get(timeout=DEADLINE) for _ in range(2))
+    assert Service.seen.empty()
+    bodies = [next_of(channel, QUEUE)[2] for _ in range(4)]
+    assert ["2", "3", "4", "5"] == sorted(body.decode()[-3] for body in bodies)
+
+
+def test_a_cut_connection_is_made_again(
+    serve: Serve, connect: Connect, rabbitmq: Node, vhost: str, amqp_url: str
+) -> None:
+    """Consumers, confirms and answers are there again, on channels of the same numbers."""
+    serve(Service)
+    client = connect("svc")
+    assert "a" == client.svc.echo(text="a").call(timeout=DEADLINE)["text"]
+    rabbitmq.ctl("close_all_connections", "--vhost", vhost, "test")
+    eventually(lambda: _answers(client))
+    assert LARGE == client.svc.echo(text=LARGE).call(timeout=DEADLINE)["text"]
+
+
+def _answers(client: Any) -> bool:
+    try:
+        return bool(client.svc.echo(text="b").call(timeout=DEADLINE)["text"])
+    except (exceptions.CallInterrupted, exceptions.ConnectionFailed, exceptions.CallTimeout):
+        return False
