@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import heapq
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from typing import Protocol
 
 from tavrida import envelope, exceptions, messages
 from tavrida.loop import LoopThread
@@ -21,10 +22,25 @@ from tavrida.plugins.transports import Delivery, Done, Transport
 
 LOG = logging.getLogger(__name__)
 
-Answer = Future[IncomingResponse]
+
+class Answer(Protocol):
+    """What waits for the end of a call: a future, told on the loop of the connection."""
+
+    def set_result(self, result: IncomingResponse, /) -> None:
+        """End with the response; raises InvalidStateError where it has ended."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """End with why there is no response; raises InvalidStateError where it has ended."""
+
+    def cancelled(self) -> bool:
+        """Tell whether nobody waits any more."""
+
 
 #: Seconds. An expiration in RabbitMQ is at most 2^32 - 1 milliseconds.
 MAX_TIMEOUT = 4_294_967
+
+#: Calls that have ended and are kept among the deadlines, beside as many as are under way.
+ENDED = 1000
 
 #: Seconds. Whoever handles a call counts its time a little shorter: the wire has milliseconds,
 #: and clocks differ. A CallTimeout from there that comes so near to our own deadline is ours.
@@ -35,15 +51,14 @@ MARGIN = 0.02
 class _Waiter:
     request: Request
     answer: Answer
-    timer: asyncio.TimerHandle
 
 
 class Caller:
-    """Sends requests whose answers come to this process. ``ask`` is thread-safe.
+    """Sends requests whose answers come to this process. ``ask`` and ``forget`` are thread-safe.
 
     Every answer ends: with the response, or with RemoteError, CallTimeout, CallInterrupted,
-    ServiceUnavailable, or why the request could not be sent. One that is cancelled is forgotten
-    at once; its request may still be handled.
+    ServiceUnavailable, or why the request could not be sent. Who waits no more has it forgotten;
+    its request may still be handled.
     """
 
     def __init__(
@@ -59,6 +74,10 @@ class Caller:
         self._transport = transport
         self._serializers = serializers
         self._waiters: dict[str, _Waiter] = {}
+        # A heap of (deadline in the loop's time, request id), also of calls that have ended: a
+        # timer of the loop for each would cost more than all the rest of waiting.
+        self._deadlines: list[tuple[float, str]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._queue = ""
         self._losses = 0
         self._opening = asyncio.Lock()
@@ -73,12 +92,13 @@ class Caller:
         timeout: float | None,
         inherited: float | None,
         send: Callable[[Request, Done], None],
-    ) -> Answer:
-        """Send a request by ``send``; return the future of its answer.
+        answer: Answer,
+    ) -> None:
+        """Send a request by ``send``; ``answer`` is told how it ends.
 
         ``timeout`` is in seconds, None for the default; ``inherited`` is the deadline of what is
         being handled, and the call does not outlive it: once that has passed, nothing is sent
-        and the future ends with CallTimeout.
+        and it ends with CallTimeout.
         """
         if timeout is None:
             timeout = self.default_timeout
@@ -86,17 +106,15 @@ class Caller:
             raise ValueError(f"timeout={timeout!r} should be from 0 to {MAX_TIMEOUT} seconds")
         own = time.time() + timeout
         request.deadline = own if inherited is None else min(own, inherited)
-        answer: Answer = Future()
         try:
             check_time(request)
         except exceptions.CallTimeout as error:
             answer.set_exception(error)
-            return answer
+            return
         if self._queue:
             self._send(request, answer, send, self._queue)
         else:
             self._loop.start(self._open_and_send(request, answer, send))
-        return answer
 
     async def _open_and_send(
         self, request: Request, answer: Answer, send: Callable[[Request, Done], None]
@@ -146,22 +164,42 @@ class Caller:
         except BaseException:
             self._loop.submit(self._finish, request.request_id, None)
             raise
-        answer.add_done_callback(functools.partial(self._forget_cancelled, request.request_id))
 
-    def _forget_cancelled(self, request_id: str, answer: Answer) -> None:
-        if answer.cancelled():
-            with contextlib.suppress(exceptions.ConnectionFailed):  # all waiting ended with it
-                self._loop.submit(self._finish, request_id, None)
+    def forget(self, request: Request) -> None:
+        """Stop waiting: nobody wants the answer any more."""
+        with contextlib.suppress(exceptions.ConnectionFailed):  # all waiting ended with it
+            self._loop.submit(self._finish, request.request_id, None)
 
     def _wait_for(self, request: Request, answer: Answer) -> None:
         if request.reply_to != self._queue:
             _end(answer, _interrupted(request))
             return
-        timer = self._loop.loop.call_later(request.time_left or 0, self._expire, request)
-        self._waiters[request.request_id] = _Waiter(request, answer, timer)
+        if answer.cancelled():
+            return
+        waiters, deadline = self._waiters, self._loop.loop.time() + (request.time_left or 0)
+        waiters[request.request_id] = _Waiter(request, answer)
+        heapq.heappush(self._deadlines, (deadline, request.request_id))
+        if len(self._deadlines) > 2 * len(waiters) + ENDED:
+            self._deadlines = [each for each in self._deadlines if each[1] in waiters]
+            heapq.heapify(self._deadlines)
+        if self._timer is None or deadline < self._timer.when():
+            self._set_timer()
 
-    def _expire(self, request: Request) -> None:
-        self._finish(request.request_id, self._timed_out(request))
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._deadlines:
+            self._timer = self._loop.loop.call_at(self._deadlines[0][0], self._expire)
+
+    def _expire(self) -> None:
+        now = self._loop.loop.time()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            waiter = self._waiters.get(request_id)
+            if waiter is not None:
+                self._finish(request_id, self._timed_out(waiter.request))
+        self._set_timer()
 
     def _unsent(self, request: Request) -> Exception:
         if self._opened is not None and not self._opened.done():
@@ -178,10 +216,8 @@ class Caller:
 
     def _finish(self, request_id: str, outcome: IncomingResponse | Exception | None) -> None:
         waiter = self._waiters.pop(request_id, None)
-        if waiter is not None:
-            waiter.timer.cancel()
-            if outcome is not None:
-                _end(waiter.answer, outcome)
+        if waiter is not None and outcome is not None:
+            _end(waiter.answer, outcome)
 
     def _on_answer(self, delivery: Delivery) -> None:
         try:
@@ -226,8 +262,12 @@ class Caller:
         self._losses += 1
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
-            waiter.timer.cancel()
             _end(waiter.answer, _interrupted())
+
+
+def forget_cancelled(answer: Future[IncomingResponse], caller: Caller, request: Request) -> None:
+    """Have a call forgotten when its future is cancelled."""
+    answer.add_done_callback(lambda ended: caller.forget(request) if ended.cancelled() else None)
 
 
 def watched(opened: Future[None]) -> asyncio.Future[None]:
@@ -263,7 +303,7 @@ def _closed_before(request: Request) -> exceptions.ConnectionFailed:
 
 
 def _end(answer: Answer, outcome: IncomingResponse | BaseException) -> None:
-    with contextlib.suppress(InvalidStateError):  # who waited cancelled it
+    with contextlib.suppress(InvalidStateError, asyncio.InvalidStateError):  # it was cancelled
         if isinstance(outcome, BaseException):
             answer.set_exception(outcome)
         else:

@@ -15,24 +15,26 @@ import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextvars import Context, ContextVar
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tavrida import envelope, exceptions, plugins, proxies
 from tavrida.addresses import Address, AddressBook
-from tavrida.calls import Caller, watched
+from tavrida.calls import Answer, Caller, forget_cancelled, watched
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
-from tavrida.loop import LoopThread, is_on_a_loop
+from tavrida.loop import LoopThread, Mailbox, is_on_a_loop
 from tavrida.messages import IncomingResponse, Message, Notification, Request
 from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Done, Events, Transport
 from tavrida.publishing import Publisher
 from tavrida.topology import Exchange, Topology
+
+Result = TypeVar("Result")
 
 
 class _Client:
@@ -515,7 +517,9 @@ class _Sender(_Connector):
                 "out to wait for the answer here, or cast()"
             )
         _may_wait()
-        return self.ask(request, timeout).result()
+        answer: Future[IncomingResponse] = Future()
+        self._ask(request, timeout, answer)
+        return answer.result()
 
     wait = call
 
@@ -523,17 +527,58 @@ class _Sender(_Connector):
         return await asyncio.wrap_future(self.ask(request, None))
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
+        answer: Future[IncomingResponse] = Future()
+        caller = self._ask(request, timeout, answer)
+        forget_cancelled(answer, caller, request)
+        return answer
+
+    def _ask(self, request: Request, timeout: float | None, answer: Answer) -> Caller:
         link = self._begin()
         address = self._address_of(request)
 
         def send(message: Request, done: Done) -> None:
             link.publisher.send(message, address, self._serializers.default, done)
 
-        return link.caller.ask(request, timeout, None, send)
+        link.caller.ask(request, timeout, None, send, answer)
+        return link.caller
+
+
+class _Distant(Generic[Result]):
+    """The future of an event loop, for those who end it in another thread."""
+
+    __slots__ = ("_future", "_mailbox")
+
+    def __init__(self, future: asyncio.Future[Result], mailbox: Mailbox) -> None:
+        self._future = future
+        self._mailbox = mailbox
+
+    def set_result(self, result: Result, /) -> None:
+        self._mailbox.put(self._end, self._future.set_result, result)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self._mailbox.put(self._end, self._future.set_exception, exception)
+
+    def _end(self, end: Callable[[Any], None], outcome: Any) -> None:
+        if not self._future.done():
+            end(outcome)
+
+    def cancelled(self) -> bool:
+        return self._future.cancelled()
 
 
 class _AsyncSender(_Connector):
-    """The AsyncSender of a client's proxies. Nothing of it belongs to an event loop."""
+    """The AsyncSender of a client's proxies. Of an event loop it has only its last mailbox."""
+
+    _mailbox: Mailbox | None = None
+
+    def _future(self) -> tuple[asyncio.Future[Any], _Distant[Any]]:
+        """Return a future of this event loop, and how another thread ends it."""
+        loop = asyncio.get_running_loop()
+        mailbox = self._mailbox
+        if mailbox is None or mailbox.loop is not loop:
+            mailbox = self._mailbox = Mailbox(loop)
+        future = loop.create_future()
+        return future, _Distant(future, mailbox)
 
     async def _begun(self) -> _Link:
         """As _begin, which may have to close a link that is not usable any more."""
@@ -567,9 +612,9 @@ class _AsyncSender(_Connector):
                 return
             await asyncio.wrap_future(begun)
             return
-        confirmed: Future[None] = Future()
+        future, confirmed = self._future()
         link.loop.submit(link.window.send, message, address, functools.partial(_confirm, confirmed))
-        await asyncio.wrap_future(confirmed)
+        await future
 
     async def ask(self, request: Request, timeout: float | None) -> IncomingResponse:
         link = await self._begun()
@@ -578,10 +623,17 @@ class _AsyncSender(_Connector):
         def send(message: Request, done: Done) -> None:
             link.loop.submit(link.window.send, message, address, done)
 
-        return await asyncio.wrap_future(link.caller.ask(request, timeout, None, send))
+        future, answer = self._future()
+        link.caller.ask(request, timeout, None, send, answer)
+        try:
+            response: IncomingResponse = await future
+        finally:
+            if future.cancelled():
+                link.caller.forget(request)
+        return response
 
 
-def _confirm(confirmed: Future[None], error: Exception | None) -> None:
+def _confirm(confirmed: Future[None] | _Distant[None], error: Exception | None) -> None:
     with contextlib.suppress(InvalidStateError):  # who waited cancelled it
         if error is None:
             confirmed.set_result(None)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tavrida import context, copies, envelope, exceptions, messages, middleware
 from tavrida.addresses import Address
-from tavrida.calls import Caller, check_time
+from tavrida.calls import Answer, Caller, check_time, forget_cancelled
 from tavrida.copies import NEW, History
 from tavrida.dead_letters import dead_letter
 from tavrida.dispatcher import Handler
@@ -292,23 +292,36 @@ class Handling:
                 f".wait() on {request.destination} would block the event loop and everything on "
                 "it: write 'await proxy.service.method(...)' in an async def handler"
             )
-        answer = self.ask(request, timeout)
+        answer: Future[IncomingResponse] = Future()
+        self._ask(request, timeout, answer)
         with self._processor.awaiting(request):
             return answer.result()
 
     async def wait_async(self, request: Request) -> IncomingResponse:
         """Send a request and return its answer, without blocking the loop."""
-        answer = asyncio.wrap_future(self.ask(request, None))
-        with self._processor.awaiting(request):
-            return await answer
+        if not self._processor.loop.is_current:  # a loop of the handler's own, in another thread
+            return await asyncio.wrap_future(self.ask(request, None))
+        answer: asyncio.Future[IncomingResponse] = asyncio.get_running_loop().create_future()
+        self._ask(request, None, answer)
+        try:
+            with self._processor.awaiting(request):
+                return await answer
+        finally:
+            if answer.cancelled():
+                self._processor.caller.forget(request)
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         """Send a request whose answer ends the future."""
+        answer: Future[IncomingResponse] = Future()
+        self._ask(request, timeout, answer)
+        forget_cancelled(answer, self._processor.caller, request)
+        return answer
 
+    def _ask(self, request: Request, timeout: float | None, answer: Answer) -> None:
         def send(message: Request, done: Done) -> None:
             self._send(message, self._address_of(message), done)
 
-        return self._processor.caller.ask(request, timeout, self.message.deadline, send)
+        self._processor.caller.ask(request, timeout, self.message.deadline, send, answer)
 
     def _address_of(self, message: Request | Notification) -> Address:
         assert self._placement is not None

@@ -19,6 +19,7 @@ from typing import Any
 
 from tavrida import exceptions, messages
 from tavrida.addresses import AddressBook
+from tavrida.calls import Answer as CallAnswer
 from tavrida.calls import Caller
 from tavrida.config import ConnectionConfig
 from tavrida.dispatcher import Dispatcher, Handler
@@ -352,15 +353,14 @@ class _Answerer(Caller):
         timeout: float | None,
         inherited: float | None,
         send: Callable[[Request, Done], None],
-    ) -> Future[IncomingResponse]:
+        answer: CallAnswer,
+    ) -> None:
         request.reply_to = _REPLY_QUEUE
         send(request, _ignore)
-        future: Future[IncomingResponse] = Future()
         try:
-            future.set_result(self._peers.answer_to(request))
+            answer.set_result(self._peers.answer_to(request))
         except BaseException as error:
-            future.set_exception(error)
-        return future
+            answer.set_exception(error)
 
 
 class _NoLoop(LoopThread):
