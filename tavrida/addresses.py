@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,10 @@ class Address:
     exchange: str
     routing_key: str
     is_mandatory: bool
+
+
+# Programs have few of them and ask for one with each message.
+_address = functools.lru_cache(maxsize=4096)(Address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +40,18 @@ class AddressBook:
         """Return where requests to the entry point go."""
         service = destination.service
         exchange = self.exchanges.get(service) or self.discovery.get_remote(service)
-        return Address(exchange, str(destination), is_mandatory=True)
+        return _address(exchange, str(destination), True)
 
     def of_notification(self, source: EntryPoint) -> Address:
         """Return where notifications of the entry point go; nobody has to listen."""
-        return Address(self.local_publisher(source.service), str(source), is_mandatory=False)
+        return _address(self.local_publisher(source.service), str(source), False)
 
     def of_answer(self, reply_to: str) -> Address:
         """Return where answers go: to a service that was registered, or else to a queue."""
         exchange = self.exchanges.get(reply_to, "")
         if not exchange and self.discovery.is_registered(reply_to):
             exchange = self.discovery.get_remote(reply_to)
-        return Address(exchange, reply_to, is_mandatory=True)
+        return _address(exchange, reply_to, True)
 
     def local_publisher(self, service: str) -> str:
         """Return the exchange that a service of this process publishes to."""

@@ -47,6 +47,7 @@ def arguments_of(function: Callable[..., Any], place: str, given: int = 2) -> Ar
     taken = {p.name for p in parameters[:given] if p.kind is _NAMED[0]} | _first_of(function)
     names = frozenset(p.name for p in named)
     shape = shape_of(function, place, given)
+    has_defaults = any(p.default is not p.empty for p in named)
 
     def arguments(payload: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -54,7 +55,9 @@ def arguments_of(function: Callable[..., Any], place: str, given: int = 2) -> Ar
         except (msgspec.ValidationError, RecursionError) as error:
             raise invalid_payload(error) from None
         # A parameter that the payload does not fill keeps the default of the function itself.
-        found = {name: value for name, value in values.items() if value is not msgspec.UNSET}
+        found = values
+        if has_defaults:
+            found = {name: value for name, value in values.items() if value is not msgspec.UNSET}
         if takes_rest:
             more = {k: v for k, v in payload.items() if k not in names}
             if not taken.isdisjoint(more):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tavrida import exceptions
 
@@ -26,6 +26,7 @@ class EntryPoint:
 
     service: str
     method: str = ""
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in (self.service,) if self.method == "" else (self.service, self.method):
@@ -34,13 +35,26 @@ class EntryPoint:
                     f"{name!r} is no name of a service or method: "
                     "use letters, digits, '_' and '-' as in 'test_hello.hello'"
                 )
-        if len(self.service) + len(self.method) >= MAX_LENGTH:
+        text = f"{self.service}.{self.method}" if self.method else self.service
+        if len(text) > MAX_LENGTH:
             raise exceptions.WrongEntryPoint(
-                f"{str(self)[:40]!r}... is longer than {MAX_LENGTH} characters"
+                f"{text[:40]!r}... is longer than {MAX_LENGTH} characters"
             )
+        object.__setattr__(self, "_text", text)
 
     def __str__(self) -> str:
-        return f"{self.service}.{self.method}" if self.method else self.service
+        return self._text
+
+    @classmethod
+    def of(cls, service: str, method: str) -> EntryPoint:
+        """Return the entry point of these names, the same for the same ones as a rule.
+
+        Raises:
+            WrongEntryPoint: one is no name.
+        """
+        if isinstance(service, str) and isinstance(method, str):
+            return _of(service, method)
+        return cls(service, method)
 
     @classmethod
     def parse(cls, text: str | EntryPoint) -> EntryPoint:
@@ -73,6 +87,11 @@ def _parse_text(text: object) -> EntryPoint:
 
 
 # A process sees the same few names again and again; the bound keeps made-up ones from piling up.
+@functools.lru_cache(maxsize=4096)
+def _of(service: str, method: str) -> EntryPoint:
+    return EntryPoint(service, method)
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse(text: str) -> EntryPoint:
     if text.count(".") > 1 or text.endswith("."):

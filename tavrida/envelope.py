@@ -123,7 +123,11 @@ new_id = _Identifiers()
 def _fits(text: object, most: int) -> bool:
     """Tell whether this is a text of at most so many bytes; a lone surrogate has none at all."""
     try:
-        return isinstance(text, str) and len(text) <= most and len(text.encode()) <= most
+        return (
+            isinstance(text, str)
+            and len(text) <= most
+            and (text.isascii() or len(text.encode()) <= most)
+        )
     except UnicodeEncodeError:
         return False
 
@@ -176,13 +180,13 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         str(message.source or ""),
         int(time.time()),
     )
-    for name in ("correlation_id", "reply_to", "message_id", "app_id"):
-        value = getattr(properties, name)
-        if not _fits(value, MAX_LENGTH):
-            raise exceptions.MessageError(
-                f"{name} {str(value)[:40]!r} is no text of at most {MAX_LENGTH} bytes, as AMQP "
-                "wants it"
-            )
+    if not (
+        _fits(properties.correlation_id, MAX_LENGTH)
+        and _fits(properties.reply_to, MAX_LENGTH)
+        and _fits(properties.message_id, MAX_LENGTH)
+        and _fits(properties.app_id, MAX_LENGTH)
+    ):
+        raise _too_long(properties)
     body: dict[str, Any] = message.payload
     if enveloped:
         body = {"context": message.context, "payload": message.payload}
@@ -190,6 +194,15 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         return properties, codec.encode(body)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _unwritable(message, codec, error) from None
+
+
+def _too_long(properties: Properties) -> exceptions.MessageError:
+    names = ("correlation_id", "reply_to", "message_id", "app_id")
+    name = next(name for name in names if not _fits(getattr(properties, name), MAX_LENGTH))
+    return exceptions.MessageError(
+        f"{name} {str(getattr(properties, name))[:40]!r} is no text of at most {MAX_LENGTH} "
+        "bytes, as AMQP wants it"
+    )
 
 
 def _unwritable(message: Message, codec: Codec, error: Exception) -> exceptions.MessageError:
@@ -285,7 +298,7 @@ def _read(body: bytes, codec: Codec) -> Any:
 
 def _split(data: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Return context, payload and whether the body had the envelope."""
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+    if not _is_object(data):
         raise exceptions.MalformedMessage(
             f"the body should be an object with names, not {type(data).__name__}"
         )
@@ -293,11 +306,21 @@ def _split(data: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
         return {}, data, False
     for part in ("context", "payload"):
         value = data[part]
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        if not _is_object(value):
             raise exceptions.MalformedMessage(
                 f"{part!r} in the body should be an object with names, not {type(value).__name__}"
             )
     return data["context"], data["payload"], True
+
+
+def _is_object(data: object) -> bool:
+    """Tell whether this is an object with names; JSON has no others, MessagePack has."""
+    if not isinstance(data, dict):
+        return False
+    for key in data:  # noqa: SIM110 - all() costs three times as much, twice a message
+        if not isinstance(key, str):
+            return False
+    return True
 
 
 def _text(headers: dict[str, Any], name: str) -> str:

@@ -154,9 +154,14 @@ class Handling:
 
     def _run(self) -> tuple[object, BaseException | None]:
         context.handled.set(self)
+        assert self._placement is not None
+        chain = self._placement.incoming
         result, error = None, None
         try:
-            call = self._prepare(middleware.run(self._before(), self._wait_on_loop))
+            message: Message = self._begin()
+            if chain:
+                message = middleware.run(middleware.before(chain, message), self._wait_on_loop)
+            call = self._prepare(message)
             if isinstance(call, Message):
                 result = call
             else:
@@ -164,7 +169,8 @@ class Handling:
         except BaseException as raised:  # also SystemExit: a handler does not stop the server
             error = raised
         try:
-            middleware.run(self._after(error), self._wait_on_loop)
+            if chain:
+                middleware.run(middleware.after(chain, self.message, error), self._wait_on_loop)
         except asyncio.CancelledError:  # of a plain middleware's own making
             LOG.exception("A middleware was cancelled after the handler had ended.")
         return result, error
@@ -186,9 +192,14 @@ class Handling:
     async def _run_async(self) -> tuple[object, BaseException | None] | None:
         """Return how the handler ended; None where the server did not wait for that."""
         context.handled.set(self)
+        assert self._placement is not None
+        chain = self._placement.incoming
         result, error = None, None
         try:
-            call = self._prepare(await middleware.run_async(self._before()))
+            message: Message = self._begin()
+            if chain:
+                message = await middleware.run_async(middleware.before(chain, message))
+            call = self._prepare(message)
             if isinstance(call, Message):
                 result = call
             else:
@@ -200,7 +211,8 @@ class Handling:
                 return None
             error = raised  # also a CancelledError, of what it awaited or of its own making
         try:
-            await middleware.run_async(self._after(error))
+            if chain:
+                await middleware.run_async(middleware.after(chain, self.message, error))
         except GeneratorExit:
             raise
         except BaseException:
@@ -209,7 +221,8 @@ class Handling:
             LOG.exception("A middleware was cancelled after the handler had ended.")
         return result, error
 
-    def _before(self) -> middleware.Steps[Message]:
+    def _begin(self) -> IncomingMessage:
+        """Return the message, with a deadline if somebody waits."""
         message = self.message
         if (
             not message.is_enveloped
@@ -219,12 +232,7 @@ class Handling:
         ):
             # A foreign caller waits and does not say for how long.
             message.deadline = time.time() + self._processor.caller.default_timeout
-        assert self._placement is not None
-        return middleware.before(self._placement.incoming, message)
-
-    def _after(self, error: BaseException | None) -> middleware.Steps[None]:
-        assert self._placement is not None
-        return middleware.after(self._placement.incoming, self.message, error)
+        return message
 
     def _prepare(
         self, message: Message

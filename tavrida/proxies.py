@@ -278,7 +278,7 @@ class ServiceProxy:
     def __getitem__(self, method: str) -> MethodProxy:
         if not method:
             raise exceptions.WrongEntryPoint(f"{method!r} is no name of a method")
-        return MethodProxy(self._origin, EntryPoint(self._service, method))
+        return MethodProxy(self._origin, EntryPoint.of(self._service, method))
 
     def __getattr__(self, method: str) -> MethodProxy:
         # copy, pickle and debuggers ask for attributes of this form and take any answer for a yes

@@ -42,7 +42,10 @@ class Publisher:
         self._transport = transport
         self._config = transport.config
         self._unconfirmed = 0
-        self._room = threading.Condition()
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        #: How many threads wait for room.
+        self._waiting = 0
 
     def send(
         self,
@@ -145,13 +148,17 @@ class Publisher:
         self._take_room(may_wait=not is_on_loop, time_left=time_left)
 
         def finished(error: Exception | None) -> None:
-            with self._room:
+            with self._lock:
                 self._unconfirmed -= 1
-                self._room.notify()
+                if self._waiting:
+                    self._room.notify()
+            if error is None:
+                done(None)
+                return
             may_pass = isinstance(error, exceptions.PublishTimeout) or (
                 isinstance(error, exceptions.PublishFailed) and error.is_passing
             )
-            if keep is not None and error is not None and may_pass:
+            if keep is not None and may_pass:
                 again = functools.partial(self.send_raw, publication, done, keep=keep)
                 keep(again, functools.partial(done, error))
             else:
@@ -164,15 +171,21 @@ class Publisher:
 
     def _take_room(self, *, may_wait: bool, time_left: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout
-        with self._room:
+        with self._lock:
             if may_wait and self._unconfirmed >= limit:
                 if time_left is not None:  # a call ends by its own deadline
                     timeout = min(timeout, time_left)
                 deadline = time.monotonic() + timeout
-                while self._unconfirmed >= limit:
-                    if not self._room.wait(deadline - time.monotonic()):
-                        raise exceptions.PublishTimeout(
-                            f"{limit} messages (max_unconfirmed) await their confirm and none came "
-                            f"within {timeout:.3g} s"
-                        )
+                self._waiting += 1
+                try:
+                    has_room = self._room.wait_for(
+                        lambda: self._unconfirmed < limit, deadline - time.monotonic()
+                    )
+                finally:
+                    self._waiting -= 1
+                if not has_room:
+                    raise exceptions.PublishTimeout(
+                        f"{limit} messages (max_unconfirmed) await their confirm and none came "
+                        f"within {timeout:.3g} s"
+                    )
             self._unconfirmed += 1

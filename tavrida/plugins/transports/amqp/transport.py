@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import secrets
@@ -700,25 +699,29 @@ class AMQPTransport(ReconnectingTransport):
     ) -> None:
         if channel is not self._publishing:
             return  # its tags mean nothing any more
-        tags = itertools.takewhile(tag.__ge__, list(self._unconfirmed)) if multiple else (tag,)
-        for each in tags:
-            sending = self._unconfirmed.pop(each, None)
-            if sending is None:
-                continue  # Its deadline passed.
-            self._suspects = max(0, self._suspects - 1)
-            publication = sending.publication
-            if not is_ack:
-                self._send_again(sending)
-            elif self._returned and self._take_return(publication):
-                sending.end(unroutable(publication))
-            else:
-                sending.end(None)
+        unconfirmed = self._unconfirmed
+        each = next(iter(unconfirmed), 0) if multiple else tag
+        while 0 < each <= tag:
+            sending = unconfirmed.pop(each, None)
+            if sending is not None:  # else its deadline passed
+                self._conclude(sending, is_ack=is_ack)
+            each = next(iter(unconfirmed), 0) if multiple else 0
         if not self._unconfirmed:
             self._returned.clear()  # of those whose deadline passed
         if self._is_renewing:
             self._renew()
         if self._outbox:
             self._flush()
+
+    def _conclude(self, sending: _Sending, *, is_ack: bool) -> None:
+        if self._suspects:
+            self._suspects -= 1
+        if not is_ack:
+            self._send_again(sending)
+        elif self._returned and self._take_return(sending.publication):
+            sending.end(unroutable(sending.publication))
+        else:
+            sending.end(None)
 
     def _send_again(self, sending: _Sending) -> None:
         """Keep what the broker refused (basic.nack) until there is a new channel.
