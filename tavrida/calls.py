@@ -150,6 +150,7 @@ class Caller:
         self, request: Request, answer: Answer, send: Callable[[Request, Done], None], queue: str
     ) -> None:
         request.reply_to = queue
+        request.is_awaited = True
 
         def sent(error: Exception | None) -> None:
             if error is not None:

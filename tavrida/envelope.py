@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from tavrida import exceptions, messages
 from tavrida.entry_point import MAX_LENGTH, EntryPoint
-from tavrida.messages import IncomingMessage, Message
+from tavrida.messages import IncomingMessage, Message, Request
 
 #: Header names that users cannot add: tavrida fills most of them in.
 RESERVED = frozenset(
@@ -98,6 +98,8 @@ class Properties:
     app_id: str = ""
     timestamp: int = 0
     expiration: int | None = None
+    #: False where it is of no use after a restart of the broker.
+    is_persistent: bool = True
 
 
 class _Identifiers:
@@ -179,6 +181,9 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         message.message_type,
         str(message.source or ""),
         int(time.time()),
+        None,
+        # Who waits is told at once when the connection goes (CallInterrupted).
+        not (isinstance(message, Request) and message.is_awaited),
     )
     if not (
         _fits(properties.correlation_id, MAX_LENGTH)

@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import functools
 import logging
 import threading
 from collections import deque
@@ -34,10 +35,16 @@ class Mailbox:
     microseconds. ``put`` is thread-safe; an exception of a callback is logged.
     """
 
-    __slots__ = ("_context", "_is_woken", "loop", "waiting")
+    __slots__ = ("_context", "_is_woken", "_open", "loop", "waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        within: Callable[[Callable[[], object]], object] | None = None,
+    ) -> None:
         self.loop = loop
+        # ``within`` runs what empties the mailbox.
+        self._open = functools.partial(within, self._empty) if within else self._empty
         self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_woken = False
         # What one thread hands over runs together with what others do: in nobody's context.
@@ -49,10 +56,13 @@ class Mailbox:
         if not self._is_woken:
             self._is_woken = True
             with contextlib.suppress(RuntimeError):  # closed
-                self.loop.call_soon_threadsafe(self.empty, context=self._context)
+                self.loop.call_soon_threadsafe(self._open, context=self._context)
 
     def empty(self) -> None:
         """Run what is there now; on the loop."""
+        self._open()
+
+    def _empty(self) -> None:
         # Cleared first: who appends after this wakes the loop again, who appended before is
         # in the deque already.
         self._is_woken = False
@@ -83,7 +93,9 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        self._mailbox = Mailbox(self.loop)
+        self._mailbox = Mailbox(self.loop, self.turn)
+        self._at_end: list[Callable[[], object]] = []
+        self._is_in_turn = False
         self._is_stopped = False
         self._lock = threading.Lock()
         self._thread = _Thread(target=self._run, name=name, daemon=True)
@@ -136,6 +148,34 @@ class LoopThread:
             with contextlib.suppress(ValueError):
                 self._mailbox.waiting.remove((callback, args))
                 raise _closed()
+
+    def turn(self, work: Callable[[], object]) -> None:
+        """Do some work whose end is worth to wait for with what it has to send; on the loop."""
+        self._is_in_turn = True
+        try:
+            work()
+        finally:
+            self._is_in_turn = False
+            self.end_turn()
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Call back soon, when more of what runs now may be done; on the loop.
+
+        That is at the end of the ``turn``, or when all has run that the loop has ready now.
+        """
+        self._at_end.append(callback)
+        if not self._is_in_turn and len(self._at_end) == 1:
+            self.loop.call_soon(self.end_turn, context=contextvars.Context())
+
+    def end_turn(self) -> None:
+        """Call back at once; on the loop."""
+        while self._at_end:
+            callbacks, self._at_end = self._at_end, []
+            for callback in callbacks:
+                try:
+                    callback()
+                except Exception:
+                    LOG.exception("A callback failed: %r.", callback)
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
         """Start a coroutine on the loop; the future ends with its result. Thread-safe."""

@@ -80,6 +80,8 @@ class Request(Message):
 
     #: The local classes that error answers are raised as, by remote name; stays in this process.
     raises: Mapping[str, type[Exception]] = field(default_factory=dict)
+    #: True when somebody in this process waits for the answer.
+    is_awaited: bool = False
 
 
 class Response(Message):

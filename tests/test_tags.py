@@ -26,7 +26,11 @@ class Broker:
         self.frames = 0
         self._callbacks: list[Callable[[], None]] = []
 
-    # -- the wire
+    # -- the wire and its loop
+
+    @property
+    def loop(self) -> Broker:
+        return self
 
     def at_end(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)

@@ -65,7 +65,7 @@ def pika_properties(properties: Properties) -> BasicProperties:
     return BasicProperties(
         content_type=properties.content_type or None,
         headers=properties.headers,
-        delivery_mode=2,
+        delivery_mode=2 if properties.is_persistent else 1,
         correlation_id=properties.correlation_id or None,
         reply_to=properties.reply_to or None,
         expiration=None if properties.expiration is None else str(properties.expiration),

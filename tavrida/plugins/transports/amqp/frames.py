@@ -121,7 +121,7 @@ def _content(properties: Properties) -> tuple[int, bytes]:
     if properties.content_type:
         flags |= 0x8000
         pieces.append(_known(properties.content_type))
-    pieces += (_table(properties.headers), b"\x02")
+    pieces += (_table(properties.headers), b"\x02" if properties.is_persistent else b"\x01")
     if properties.correlation_id:
         flags |= 0x0400
         pieces.append(_short(properties.correlation_id))

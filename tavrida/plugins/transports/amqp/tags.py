@@ -38,7 +38,7 @@ class Tags:
     def acknowledge(self, tag: int) -> None:
         """Tell the broker to forget a message, at the end of the turn."""
         if not self._acknowledged:
-            self._wire.at_end(self.flush)
+            self._wire.loop.at_end(self.flush)
         self._acknowledged.add(tag)
 
     def give_back(self, tag: int) -> None:

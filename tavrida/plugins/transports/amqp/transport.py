@@ -229,11 +229,11 @@ class AMQPTransport(ReconnectingTransport):
                 opened.set_exception(refusals.refusal(parameters, error))
 
         connection = Wire(
-            parameters,
+            self.loop,
+            parameters=parameters,
             on_open_callback=on_open,
             on_open_error_callback=on_error,
             on_close_callback=self._on_connection_closed,
-            custom_ioloop=self.loop.loop,
         )
         try:
             await opened

@@ -15,7 +15,6 @@ This goes below pika's public API. It is used with the versions that it was test
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import pika.exceptions
@@ -24,6 +23,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.channel import Channel
 
+from tavrida.loop import LoopThread
 from tavrida.plugins.transports import Publication
 from tavrida.plugins.transports.amqp import fields, frames
 from tavrida.plugins.transports.amqp.frames import Confirmed, Delivered
@@ -35,9 +35,9 @@ READ = 65_536
 class PlainWire(AsyncioConnection):
     """A connection whose messages go by pika's public API."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._callbacks: list[Callable[[], None]] = []
-        super().__init__(*args, **kwargs)
+    def __init__(self, loop: LoopThread, **kwargs: Any) -> None:
+        self.loop = loop
+        super().__init__(custom_ioloop=loop.loop, **kwargs)
 
     def send(self, channel: Channel, publication: Publication) -> None:
         """Send a message.
@@ -69,30 +69,19 @@ class PlainWire(AsyncioConnection):
     def forget(self, channel: Channel) -> None:
         """Undo ``watch``: the channel is closed, and its number may be another's soon."""
 
-    def at_end(self, callback: Callable[[], None]) -> None:
-        """Call back at the end of this turn of the loop, before what was sent in it leaves."""
-        if not self._callbacks:
-            self.ioloop.call_soon(self._end)
-        self._callbacks.append(callback)
-
-    def _end(self) -> None:
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
-
     def close(self, *args: Any, **kwargs: Any) -> None:
-        self._end()  # acknowledgements go before the goodbye
+        self.loop.end_turn()  # acknowledgements go before the goodbye
         super().close(*args, **kwargs)
 
 
 class FastWire(PlainWire):
     """A connection that writes once a turn, and reads deliveries and confirms past pika."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, loop: LoopThread, **kwargs: Any) -> None:
         self._written: list[bytes] = []
         self._reader = frames.Reader(self._read_cold)
         self._is_open_for_messages = False
-        super().__init__(*args, **kwargs)
+        super().__init__(loop, **kwargs)
 
     # -- out
 
@@ -108,11 +97,10 @@ class FastWire(PlainWire):
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._written:
-            self.ioloop.call_soon(self._write)
+            self.loop.at_end(self._write)
         self._written.append(data)
 
     def _write(self) -> None:
-        self._end()
         transport: Any = self._transport
         data = b"".join(self._written)
         self._written.clear()
@@ -141,7 +129,7 @@ class FastWire(PlainWire):
     def _proto_connection_made(self, transport: Any) -> None:
         super()._proto_connection_made(transport)
         if isinstance(transport, _AsyncPlaintextTransport):
-            self.ioloop.add_reader(transport._sock.fileno(), self._read)
+            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read)
 
     def _read(self) -> None:
         """Read once; pika's own reader asks again until there is nothing."""
