@@ -165,8 +165,11 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
     headers = dict(message.extra_headers)
     if headers:
         check_headers(headers)
-    headers["request_id"] = message.request_id
-    if message.destination is not None:
+    # Not what the reader assumes anyway: brokers look into every header of every message.
+    if message.request_id != message.correlation_id:
+        headers["request_id"] = message.request_id
+    is_request = isinstance(message, Request)
+    if message.destination is not None and not is_request:
         headers["destination"] = str(message.destination)
     if message.deadline is not None:
         # Milliseconds: pika cannot write the floats of AMQP's field tables. No expiration: the
@@ -183,7 +186,7 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         int(time.time()),
         None,
         # Who waits is told at once when the connection goes (CallInterrupted).
-        not (isinstance(message, Request) and message.is_awaited),
+        not (is_request and message.is_awaited),
     )
     if not (
         _fits(properties.correlation_id, MAX_LENGTH)

@@ -139,7 +139,8 @@ def test_what_is_sent_arrives(
         None if deadline is None else deadline / 1000,
     )
     properties, body = envelope.encode(message, codec)
-    arrived = envelope.decode(Received.of(properties), body, "elsewhere", CODECS, default=JSON)
+    key = str(points[1]) if cls is messages.Request else "elsewhere"
+    arrived = envelope.decode(Received.of(properties), body, key, CODECS, default=JSON)
     assert messages.INCOMING[message.message_type] is type(arrived)
     assert (payload, context, headers) == (
         arrived.payload,
@@ -416,6 +417,23 @@ def test_header_of_a_message_cannot_replace_a_built_in_one() -> None:
     message = request(extra_headers={"request_id": "forged", "destination": "forged.too"})
     with pytest.raises(exceptions.MessageError, match="header 'request_id' cannot be set"):
         envelope.encode(message, JSON)
+
+
+def test_what_the_reader_assumes_anyway_is_not_written() -> None:
+    """A request's destination is its routing key, a missing request id the correlation id."""
+    first, later = request(request_id="c"), request()
+    assert [{}, {"request_id": "r"}] == [
+        envelope.encode(m, JSON)[0].headers for m in (first, later)
+    ]
+    answer = messages.Response(correlation_id="c", request_id="c", destination=EntryPoint("asker"))
+    assert {"destination": "asker"} == envelope.encode(answer, JSON)[0].headers
+
+
+def test_only_requests_whose_caller_waits_are_transient() -> None:
+    """Everything else outlives a restart of the broker."""
+    assert envelope.encode(request(), JSON)[0].is_persistent
+    assert envelope.encode(messages.Notification({}), JSON)[0].is_persistent
+    assert not envelope.encode(request(is_awaited=True), JSON)[0].is_persistent
 
 
 def test_encoding_leaves_the_message_as_it_is() -> None:

@@ -74,6 +74,7 @@ def publications(value: st.SearchStrategy[Any]) -> st.SearchStrategy[Publication
             texts,
             st.just(0) | st.integers(-1, 2**64),
             st.none() | st.integers(),
+            st.booleans(),
         ),
         st.booleans(),
     )

@@ -85,7 +85,7 @@ def serve(url: str) -> Iterator[None]:
                 json.dumps(payload).encode(),
                 content_type="application/json",
                 correlation_id=message.correlation_id,
-                headers={"request_id": message.headers["request_id"]},
+                headers={k: v for k, v in message.headers.items() if k == "request_id"},
                 type=kind,
             )
             await channel.default_exchange.publish(answer, message.reply_to or "")

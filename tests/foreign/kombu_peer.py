@@ -77,7 +77,7 @@ def serve(url: str) -> Iterator[None]:
                 exchange="",
                 routing_key=message.properties["reply_to"],
                 correlation_id=message.properties["correlation_id"],
-                headers={"request_id": message.headers["request_id"]},
+                headers={k: v for k, v in message.headers.items() if k == "request_id"},
                 type=kind,
             )
             message.ack()

@@ -59,6 +59,7 @@ async function serve(connection) {
   await channel.bindQueue(told.queue, told.exchange, "mirror.*");
   await channel.consume(told.queue, (message) => {
     const { payload } = JSON.parse(message.content);
+    const { request_id } = message.properties.headers;
     const method = message.fields.routingKey.split(".")[1];
     let type = "error";
     let answer = {};
@@ -67,7 +68,7 @@ async function serve(connection) {
     channel.publish("", message.properties.replyTo, Buffer.from(JSON.stringify(answer)), {
       contentType: "application/json",
       correlationId: message.properties.correlationId,
-      headers: { request_id: message.properties.headers.request_id },
+      headers: request_id === undefined ? {} : { request_id },
       type,
     });
     channel.ack(message);
