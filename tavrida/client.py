@@ -280,6 +280,7 @@ class _Link:
         name = f"tavrida client@{socket.gethostname()} {os.getpid()}"
         events = Events(self._lost, self._failed)
         self._is_given_up = False
+        self._was_opened = False
         self._process = os.getpid()
         self.transport = transport(config, self.loop, name, events)
         self.publisher = Publisher(self.loop, self.transport)
@@ -296,6 +297,7 @@ class _Link:
             await self.transport.open(attempts)
         except asyncio.CancelledError:
             raise exceptions.ConnectionFailed("the client was closed meanwhile") from None
+        self._was_opened = True
 
     def _lost(self, reason: str) -> None:
         self.caller.interrupt()
@@ -313,12 +315,12 @@ class _Link:
         """False when it is of another process, or gave up connecting."""
         if self._is_given_up or not self.is_mine:
             return False
-        return not self.opened.done() or self.opened.exception() is None
+        return self._was_opened or not self.opened.done() or self.opened.exception() is None
 
     @property
     def is_open(self) -> bool:
         """True once it was connected."""
-        return self.opened.done() and self.opened.exception() is None
+        return self._was_opened or (self.opened.done() and self.opened.exception() is None)
 
     def not_connected(self, seconds: float) -> exceptions.ConnectionFailed:
         """Return the error of a message that waited so long for the first connection."""

@@ -168,8 +168,10 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
     # Not what the reader assumes anyway: brokers look into every header of every message.
     if message.request_id != message.correlation_id:
         headers["request_id"] = message.request_id
-    is_request = isinstance(message, Request)
-    if message.destination is not None and not is_request:
+    is_awaited = False
+    if isinstance(message, Request):
+        is_awaited = message.is_awaited
+    elif message.destination is not None:
         headers["destination"] = str(message.destination)
     if message.deadline is not None:
         # Milliseconds: pika cannot write the floats of AMQP's field tables. No expiration: the
@@ -186,7 +188,7 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         int(time.time()),
         None,
         # Who waits is told at once when the connection goes (CallInterrupted).
-        not (is_request and message.is_awaited),
+        not is_awaited,
     )
     if not (
         _fits(properties.correlation_id, MAX_LENGTH)

@@ -60,6 +60,9 @@ class Processing(Protocol):
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the loop, and keep hold of it until it ends."""
 
+    def task_ended(self) -> None:
+        """Called as the last thing that the task of an ``async def`` handler does."""
+
     def run_in_thread(self, job: Callable[[], None]) -> None:
         """Run a job that may block, in a thread that is none of the handlers'."""
 
@@ -186,8 +189,11 @@ class Handling:
         finally:
             if ended is None and self._placement is not None and self._placement.settling:
                 self._processor.run_in_thread(self._abandon)
-        if ended is not None:
-            self._ended(*ended)
+        if ended is not None:  # else the loop is going down
+            try:
+                self._ended(*ended)
+            finally:
+                self._processor.task_ended()
 
     async def _run_async(self) -> tuple[object, BaseException | None] | None:
         """Return how the handler ended; None where the server did not wait for that."""
@@ -248,7 +254,7 @@ class Handling:
         if handler.mark.kind == messages.REQUEST:
             source = handler.mark.entry_point
         else:
-            source = EntryPoint(handler.service, handler.mark.entry_point.method)
+            source = EntryPoint.of(handler.service, handler.mark.entry_point.method)
         carried = {**message.context, **message.payload}
         return message, RPCProxy(Origin(self, source, message.correlation_id, carried)), arguments
 

@@ -216,17 +216,25 @@ class Processor:
             return False
         assert handling.handler is not None
         if handling.handler.is_async:
-            self.start_task(handling.run_async())
+            # Its own end takes it out: a callback would cost another turn of the loop.
+            self._tasks.add(self._new_task(handling.run_async()))
         else:
             self._workers.run(handling.run)
         return True
 
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the loop, and keep hold of it until it ends."""
-        # In nobody's context: not in that of the handler whose end let this one begin.
-        task = self.loop.loop.create_task(coroutine, context=contextvars.Context())
+        task = self._new_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _new_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # In nobody's context: not in that of the handler whose end let this one begin.
+        return self.loop.loop.create_task(coroutine, context=contextvars.Context())
+
+    def task_ended(self) -> None:
+        """Called as the last thing that the task of an ``async def`` handler does."""
+        self._tasks.discard(asyncio.current_task())
 
     def run_in_thread(self, job: Callable[[], None]) -> None:
         """Run a job that may block, in a thread that is none of the handlers'."""

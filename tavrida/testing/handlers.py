@@ -301,6 +301,9 @@ class _Call(Handling):
 class _Processor(Processor):
     """Waits for what runs beside the handler."""
 
+    def task_ended(self) -> None:
+        pass
+
     def run_in_thread(self, job: Callable[[], None]) -> None:
         thread = threading.Thread(target=job)
         thread.start()
