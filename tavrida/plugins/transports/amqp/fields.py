@@ -64,7 +64,7 @@ def pika_properties(properties: Properties) -> BasicProperties:
     """Return the same as pika has them."""
     return BasicProperties(
         content_type=properties.content_type or None,
-        headers=properties.headers,
+        headers=properties.headers or None,
         delivery_mode=2 if properties.is_persistent else 1,
         correlation_id=properties.correlation_id or None,
         reply_to=properties.reply_to or None,

@@ -116,12 +116,15 @@ def _content(properties: Properties) -> tuple[int, bytes]:
 
     Raises anything for what pika refuses too; it has the better words.
     """
-    flags = 0x3080  # headers, delivery mode, message id
+    flags = 0x1080  # delivery mode, message id
     pieces: list[bytes] = []
     if properties.content_type:
         flags |= 0x8000
         pieces.append(_known(properties.content_type))
-    pieces += (_table(properties.headers), b"\x02" if properties.is_persistent else b"\x01")
+    if properties.headers:
+        flags |= 0x2000
+        pieces.append(_table(properties.headers))
+    pieces.append(b"\x02" if properties.is_persistent else b"\x01")
     if properties.correlation_id:
         flags |= 0x0400
         pieces.append(_short(properties.correlation_id))
