@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tavrida import envelope, exceptions, plugins, proxies
 from tavrida.addresses import Address, AddressBook
-from tavrida.calls import Answer, Caller, forget_cancelled, watched
+from tavrida.calls import Answer, Caller, Waiting, forget_cancelled, watched
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
@@ -519,7 +519,7 @@ class _Sender(_Connector):
                 "out to wait for the answer here, or cast()"
             )
         _may_wait()
-        answer: Future[IncomingResponse] = Future()
+        answer = Waiting()
         self._ask(request, timeout, answer)
         return answer.result()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 from tavrida import context, copies, envelope, exceptions, messages, middleware
 from tavrida.addresses import Address
-from tavrida.calls import Answer, Caller, check_time, forget_cancelled
+from tavrida.calls import Answer, Caller, Waiting, check_time, forget_cancelled
 from tavrida.copies import NEW, History
 from tavrida.dead_letters import dead_letter
 from tavrida.dispatcher import Handler
@@ -191,7 +192,7 @@ class Handling:
                 self._processor.run_in_thread(self._abandon)
         if ended is not None:  # else the loop is going down
             try:
-                self._ended(*ended)
+                self._processor.loop.last(functools.partial(self._ended, *ended))
             finally:
                 self._processor.task_ended()
 
@@ -306,7 +307,7 @@ class Handling:
                 f".wait() on {request.destination} would block the event loop and everything on "
                 "it: write 'await proxy.service.method(...)' in an async def handler"
             )
-        answer: Future[IncomingResponse] = Future()
+        answer = Waiting()
         self._ask(request, timeout, answer)
         with self._processor.awaiting(request):
             return answer.result()

@@ -12,7 +12,7 @@ import functools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from tavrida import exceptions
@@ -94,6 +94,8 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._mailbox = Mailbox(self.loop, self.turn)
+        # What asyncio's own loops have ready to run; others do not tell.
+        self._ready: Collection[object] = getattr(self.loop, "_ready", (None,))
         self._at_end: list[Callable[[], object]] = []
         self._is_in_turn = False
         self._is_stopped = False
@@ -157,6 +159,16 @@ class LoopThread:
         finally:
             self._is_in_turn = False
             self.end_turn()
+
+    def last(self, work: Callable[[], object]) -> None:
+        """Do some work, as a turn of its own where the loop has nothing else ready; on the loop.
+
+        So what it sends leaves at once, or together with what others send.
+        """
+        if self._ready or self._is_in_turn:
+            work()
+        else:
+            self.turn(work)
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Call back soon, when more of what runs now may be done; on the loop.

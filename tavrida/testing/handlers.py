@@ -377,6 +377,9 @@ class _NoLoop(LoopThread):
     def is_current(self) -> bool:
         return self._is_current
 
+    def last(self, work: Callable[[], object]) -> None:
+        work()
+
     def submit(self, callback: Callable[..., object], *args: Any) -> None:
         callback(*args)
 
