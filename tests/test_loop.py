@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tavrida.exceptions import ConnectionFailed
-from tavrida.loop import LoopThread
+from tavrida.loop import LoopThread, Mailbox
 from tests.waiting import DEADLINE, eventually
 
 
@@ -220,3 +220,91 @@ def test_coroutine_started_while_the_loop_stops_ends_too() -> None:
                 break
         stopping.join()
         assert all(future.done() for future in futures)
+
+
+def ended(loop: LoopThread, work: Callable[[list[str]], object]) -> list[str]:
+    """Return what some work on the loop, and the ends that it asks for, noted in their order."""
+    noted: list[str] = []
+    loop.run(_call(work, noted))
+    settle(loop)
+    return noted
+
+
+async def _call(work: Callable[[list[str]], object], noted: list[str]) -> None:
+    work(noted)
+    noted.append("returned")
+
+
+def test_what_waits_for_the_end_of_a_turn_is_called_once_the_turn_is_over(
+    loop: LoopThread,
+) -> None:
+    """Before whatever comes after it; an end may ask for another end."""
+
+    def turn(noted: list[str]) -> None:
+        def end() -> None:
+            noted.append("end")
+            loop.at_end(lambda: noted.append("second end"))
+
+        loop.at_end(end)
+        noted.append("worked")
+
+    noted = ended(loop, lambda noted: loop.turn(lambda: turn(noted)))
+    assert ["worked", "end", "second end", "returned"] == noted
+
+
+def test_outside_of_a_turn_the_end_comes_soon(loop: LoopThread) -> None:
+    """After what runs now, so that all of it shares the end; or at once when somebody says so."""
+
+    def work(noted: list[str]) -> None:
+        loop.at_end(lambda: noted.append("end"))
+        noted.append("worked")
+
+    assert ["worked", "returned", "end"] == ended(loop, work)
+
+    def hurry(noted: list[str]) -> None:
+        work(noted)
+        loop.end_turn()
+
+    assert ["worked", "end", "returned"] == ended(loop, hurry)
+
+
+def test_the_last_of_what_is_ready_is_a_turn_of_its_own(loop: LoopThread) -> None:
+    """What is not the last leaves the end to the others."""
+
+    def work(noted: list[str]) -> None:
+        loop.at_end(lambda: noted.append("end"))
+
+    assert ["end", "returned"] == ended(loop, lambda noted: loop.last(lambda: work(noted)))
+
+    def two(noted: list[str]) -> None:
+        loop.loop.call_soon(lambda: noted.append("the other"))
+        loop.last(lambda: work(noted))
+
+    assert ["returned", "the other", "end"] == ended(loop, two)
+
+
+def test_an_end_that_fails_is_logged_and_the_others_are_called(
+    loop: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What one connection cannot send is not the other's fault."""
+
+    def work(noted: list[str]) -> None:
+        loop.at_end(lambda: 1 / 0)
+        loop.at_end(lambda: noted.append("end"))
+
+    assert ["end", "returned"] == ended(loop, lambda noted: loop.turn(lambda: work(noted)))
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_mailbox_of_a_closed_loop_takes_and_forgets() -> None:
+    """Whoever waited there is gone."""
+    loop = asyncio.new_event_loop()
+    mailbox = Mailbox(loop)
+    ran: list[int] = []
+    mailbox.put(ran.append, 1)
+    mailbox.put(ran.append, 2)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    mailbox.put(ran.append, 3)
+    assert [1, 2] == ran

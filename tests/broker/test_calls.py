@@ -414,6 +414,27 @@ def test_a_late_answer_is_dropped_and_counted(serve: Serve, connect: Connect) ->
     assert {} == link.caller._waiters
 
 
+def test_calls_that_have_ended_are_not_kept_until_their_deadlines(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory follows the calls under way; those with a shorter time still end by it."""
+    monkeypatch.setattr("tavrida.calls.ENDED", 20)
+    serve(Shop, graceful_timeout=0.1)
+    client = connect("shop")
+    waiting = client.shop.aslow(seconds=30).future(timeout=DEADLINE)
+    for _ in range(200):
+        client.shop.empty().call(timeout=DEADLINE)
+    link = client._sender._link
+    assert link is not None
+    assert len(link.caller._deadlines) <= 20 + 2 * 2
+    began = time.monotonic()
+    with pytest.raises(exceptions.CallTimeout):
+        client.shop.aslow(seconds=30).call(timeout=0.3)
+    assert 0.3 <= time.monotonic() - began < 3
+    assert waiting.cancel()
+    eventually(lambda: not link.caller._waiters)
+
+
 def test_closing_a_client_ends_calls_that_wait(serve: Serve, connect: Connect) -> None:
     """With CallInterrupted, at once; after that the client says that it is closed."""
     serve(Shop, graceful_timeout=0.1)
