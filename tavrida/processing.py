@@ -120,7 +120,8 @@ class Processor:
         if headers and copies.MARK in headers:
             history = copies.restore(delivery)
         limit = self.delivery_limit if redelivered else None
-        if limit is not None and history.crashes < SUSPICION:
+        in_vain = self._suspects.deliveries_in_vain(delivery, history)
+        if limit is not None and in_vain < SUSPICION:
             unread = _unreadable(delivery)
             self._open_handling(delivery, unread, None, None, router, history).recount(limit)
             return
@@ -151,12 +152,10 @@ class Processor:
         handling = self._open_handling(
             delivery, message, handler, placements[handler.service], router, history
         )
-        if message.redelivered:
-            in_vain = self._suspects.deliveries_in_vain(delivery, history)
-            if in_vain >= SUSPICION or limit is not None:
-                self._suspects.add(handling, in_vain)
-                return
-        self._line_up(handling)
+        if message.redelivered and in_vain >= SUSPICION:
+            self._suspects.add(handling, in_vain)
+        else:
+            self._line_up(handling)
 
     def _begin_suspect(self, handling: Handling) -> None:
         limit = self.delivery_limit

@@ -85,12 +85,17 @@ class Operation:
         """Whom a request is for, who answers, or the topic of a notification."""
         properties = self.message.properties
         if self.kind == messages.REQUEST:
-            return str((properties.headers or {}).get("destination") or self.message.routing_key)
+            headers = properties.headers or {}
+            found = [headers[name] for name in _DESTINATIONS if headers.get(name)]
+            return str(found[0] if found else self.message.routing_key)
         return str(properties.app_id or self.message.routing_key)
 
     def __str__(self) -> str:
         return f"{_NOUNS[self.name]} of {self.kind} {self.entry_point}"
 
+
+#: What says whom a request is for, before its routing key: copies go to queues by their names.
+_DESTINATIONS = ("destination", "retry_routing_key", "dead_routing_key")
 
 Where = Callable[[Operation], bool]
 
