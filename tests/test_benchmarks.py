@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import comparison
 from tests.waiting import DEADLINE
 
 CHECKOUT = Path(__file__).parent.parent
@@ -27,23 +28,63 @@ def dev_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+NAMES = ["comparison", "dedup", "embedded"]
+
+
 def test_dev_bench_lists_the_benchmarks() -> None:
     """Those that are there, and not the programs that they start."""
-    done = dev_bench()
-    assert (0, ["dedup", "embedded"]) == (done.returncode, done.stdout.split())
+    done = dev_bench("list")
+    assert (0, NAMES) == (done.returncode, done.stdout.split())
 
 
 def test_dev_bench_names_what_there_is_instead_of_an_unknown_benchmark() -> None:
     """On the error output, with the exit code of a wrong command line."""
     done = dev_bench("embeded")
     assert (2, "") == (done.returncode, done.stdout)
-    assert "there is no benchmark embeded; there is: dedup embedded" in done.stderr
+    assert f"there is no benchmark embeded; there is: {' '.join(NAMES)}" in done.stderr
 
 
 def test_every_benchmark_is_in_the_readme() -> None:
     """With what its figures mean."""
     readme = (CHECKOUT / "benchmarks/README.md").read_text()
-    assert [] == [name for name in dev_bench().stdout.split() if f"\n## {name}\n" not in readme]
+    assert [] == [name for name in NAMES if f"\n## {name}\n" not in readme]
+
+
+def test_every_peer_has_its_program() -> None:
+    """And its package is in the requirements, so that ``./dev peers`` installs it."""
+    requirements = (CHECKOUT / "benchmarks/requirements.txt").read_text().replace(".", "-")
+    for peer in comparison.PEERS.values():
+        assert (CHECKOUT / f"benchmarks/peers/{peer.program}.py").exists()
+        assert peer.package == "tavrida" or f"\n{peer.package}" in requirements
+
+
+def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """With those that there are, as a wrong command line."""
+    with pytest.raises(SystemExit):
+        comparison.main(["--peers", "pika"])
+    assert "there is no pika; there is: pika-select, pika-blocking" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_comparison_measures_what_it_promises(
+    amqp_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small, with the reference, with two ways to use tavrida, and one without a broker."""
+    names = ["pika-select", "tavrida", "tavrida-def", "tavrida-embedded"]
+    out = tmp_path / "out.json"
+    command = ["--quick", "--scale", "0.01", "--peers", ",".join(names)]
+    assert 0 == comparison.main([*command, "--url", amqp_url, "--json", str(out)])
+    printed = capsys.readouterr().out
+    result = json.loads(out.read_text())
+    assert names == list(result["peers"])
+    for name, peer in result["peers"].items():
+        (figures,) = peer["rounds"]
+        assert {"W1", "W2", "W3", "ready", "rss", "first"} <= figures.keys()
+        assert [] == figures["failures"]
+        assert f"| {name} " in printed
+    assert 0 == comparison.main(["--show", str(out)])
+    assert printed == capsys.readouterr().out
 
 
 @pytest.mark.slow
