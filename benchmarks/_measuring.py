@@ -193,16 +193,16 @@ class Broker:
 @contextlib.contextmanager
 def broker_at(url: str | None) -> Iterator[Broker]:
     """Give the broker of the url; without one, a private node that ends with the block."""
-    if url is not None:
-        yield Broker(url)
-        return
-    reason = missing()
+    reason = missing() if url is None else None
     if reason is not None:
         raise BenchError(f"{reason}; or name a broker with --url")
-    say("starting a private RabbitMQ node (about 7 s)")
     # SIGTERM ends the block as Ctrl-C does, so that nothing is left behind.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if url is not None:
+            yield Broker(url)
+            return
+        say("starting a private RabbitMQ node (about 7 s)")
         with Node() as node:
             yield Broker(node.url(), node)
     finally:

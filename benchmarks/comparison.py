@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,10 @@ PEERS = {
     "tavrida-msgpack": _tavrida("msgpack"),
     "tavrida-quorum": _tavrida("quorum"),
     "tavrida-embedded": _tavrida("embedded"),
+    "tavrida-untyped": _tavrida("untyped"),
+    "tavrida-middleware": _tavrida("middleware"),
+    "tavrida-dedup": _tavrida("dedup"),
+    "tavrida-confirmed": replace(_tavrida("confirmed"), events=5000),
 }
 
 #: Those that run when none is named.
@@ -317,12 +321,13 @@ def per_1000(figures: dict[str, Any], who: Sequence[str]) -> float | None:
     return None if None in used else float(1000 * sum(used) / figures["count"])
 
 
-def tables(peers: dict[str, Any]) -> list[str]:
-    """Return the tables that people read, in Markdown."""
-    lines: list[str] = []
+def report(result: dict[str, Any], reference: str = REFERENCE) -> list[str]:
+    """Return what people read, in Markdown."""
+    lines = [told(result["about"]), ""]
+    peers = result["peers"]
     for workload, title in WORKLOADS.items():
         if any(workload in each for result in peers.values() for each in result["rounds"]):
-            lines += [f"**{title}**", "", *_workload(peers, workload), ""]
+            lines += [f"**{title}**", "", *_workload(peers, workload, reference), ""]
     if any("ready" in each for result in peers.values() for each in result["rounds"]):
         lines += ["**Footprint**", "", *_footprint(peers), ""]
     return lines + _failures(peers)
@@ -335,15 +340,15 @@ def _values(
     return [value for value in found if value is not None]
 
 
-def _workload(peers: dict[str, Any], workload: str) -> list[str]:
+def _workload(peers: dict[str, Any], workload: str, reference: str) -> list[str]:
     is_timed = workload == "W1"  # else it is a rate
     name = {"W1": "p50 µs", "W2": "calls/s", "W3": "events/s"}[workload]
 
     def figure(each: dict[str, Any]) -> float:
         return 1e6 * float(each["p50"]) if is_timed else rate_of(each)
 
-    reference = _values(peers.get(REFERENCE, {"rounds": []}), workload, figure)
-    head = ["", name, f"{'÷' if is_timed else 'of'} {REFERENCE}"]
+    compared = _values(peers.get(reference, {"rounds": []}), workload, figure)
+    head = ["", name, f"{'÷' if is_timed else 'of'} {reference}"]
     if is_timed:
         head.append("p99 µs")
     sides = ("client", "server") if workload != "W3" else ("publisher", "subscriber")
@@ -353,7 +358,7 @@ def _workload(peers: dict[str, Any], workload: str) -> list[str]:
         values = _values(result, workload, figure)
         if not values:
             continue
-        row = [peer, spread(values, 0), _ratio(values, reference)]
+        row = [peer, spread(values, 0), _ratio(values, compared)]
         if is_timed:
             p99 = _values(result, workload, lambda each: 1e6 * float(each["p99"]))
             row.append(f"{statistics.median(p99):,.0f}")
@@ -470,7 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(told(result["about"]), "", *tables(result["peers"]), sep="\n")
+    print(*report(result), sep="\n")
     write_json(chosen.json, result)
     # What others lose is theirs.
     ours = [peer for name, peer in result["peers"].items() if name.startswith("tavrida")]

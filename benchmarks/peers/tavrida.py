@@ -10,12 +10,18 @@
 | futures | calls with ``.future()`` of ``RPCClient``, from one thread |
 | msgpack | bodies are MessagePack |
 | quorum | queues are quorum queues, tavrida's default |
+| untyped | handlers without annotations: payloads are not checked |
+| middleware | one that does nothing sees what comes in, another what goes out |
+| dedup | the middleware of that name, with its store in memory |
+| confirmed | each event is confirmed before the next one is published |
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.peers._roles import (
@@ -36,6 +42,7 @@ from tavrida.client import AsyncRPCClient, RPCClient
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import LocalDiscovery
 from tavrida.dispatcher import rpc_method, rpc_service, subscription_method
+from tavrida.middleware import Middleware
 from tavrida.server import Server
 from tavrida.service import ServiceController
 
@@ -70,6 +77,26 @@ class PlainEcho(ServiceController):
         return {"param": param}
 
 
+@rpc_service("echo")
+class UntypedEcho(ServiceController):
+    """Answers calls, whatever they carry."""
+
+    @rpc_method(service="echo", method="number")
+    async def number(self, request, proxy, param):  # type: ignore[no-untyped-def]
+        """Return the number."""
+        return {"param": param}
+
+
+@rpc_service("echo")
+class WatchedEcho(Echo):
+    """Answers calls, with middleware on both sides."""
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(options)
+        self.add_incoming_middleware(Middleware())
+        self.add_outgoing_middleware(Middleware())
+
+
 #: What the handlers of events tell; they have no other way to find it.
 seen: Seen
 
@@ -94,6 +121,44 @@ class PlainLedger(ServiceController):
         seen.handle({"seq": seq, "name": name, "pad": pad})
 
 
+@rpc_service("ledger")
+class UntypedLedger(ServiceController):
+    """Hears of orders, whatever they carry."""
+
+    @subscription_method(service="order", method="created")
+    async def created(self, notification, proxy, seq, name, pad):  # type: ignore[no-untyped-def]
+        """Count an order."""
+        seen.handle({"seq": seq, "name": name, "pad": pad})
+
+
+@rpc_service("ledger")
+class WatchedLedger(Ledger):
+    """Hears of orders, with middleware."""
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(options)
+        self.add_incoming_middleware(Middleware())
+
+
+#: By variant: who answers calls, and who hears of orders.
+CONTROLLERS: dict[str, tuple[type[ServiceController], type[ServiceController]]] = {
+    "def": (PlainEcho, PlainLedger),
+    "untyped": (UntypedEcho, UntypedLedger),
+    "middleware": (WatchedEcho, WatchedLedger),
+}
+
+#: By variant: other arguments of Server.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "quorum": {"queue_type": "quorum"},
+    "msgpack": {"serializer": "msgpack"},
+    "dedup": {"incoming_middleware": ("dedup",)},
+}
+
+
+def controllers_of(task: Task) -> tuple[type[ServiceController], type[ServiceController]]:
+    return CONTROLLERS.get(task.variant, (Echo, Ledger))
+
+
 def discovery_of(task: Task) -> LocalDiscovery:
     """Return where the services of this run are."""
     discovery = LocalDiscovery()
@@ -109,15 +174,10 @@ def serializer_of(task: Task) -> str:
 
 def server_of(task: Task, queue: str, controller: type[ServiceController]) -> Server:
     controller.set_discovery(discovery_of(task))
-    return Server(
-        ConnectionConfig(url=(task.url,), async_engine=True),
-        queue,
-        task.name,
-        [controller],
-        concurrency=PREFETCH,
-        queue_type="quorum" if task.variant == "quorum" else "classic",
-        serializer=serializer_of(task),
-    )
+    defaults: dict[str, Any] = {"queue_type": "classic", "concurrency": PREFETCH}
+    settings = defaults | SETTINGS.get(task.variant, {})
+    config = ConnectionConfig(url=(task.url,), async_engine=True)
+    return Server(config, queue, task.name, [controller], **settings)
 
 
 def run(server: Server) -> None:
@@ -129,13 +189,13 @@ def run(server: Server) -> None:
 
 
 def serve(task: Task) -> None:
-    run(server_of(task, task.name, PlainEcho if task.variant == "def" else Echo))
+    run(server_of(task, task.name, controllers_of(task)[0]))
 
 
 def consume(task: Task) -> None:
     global seen  # noqa: PLW0603 - the only way to hand something to a controller
     seen = Seen(task)
-    run(server_of(task, task.queue, PlainLedger if task.variant == "def" else Ledger))
+    run(server_of(task, task.queue, controllers_of(task)[1]))
 
 
 def client_of(task: Task) -> RPCClient:
@@ -198,7 +258,8 @@ def publish(task: Task) -> None:
     with client_of(task) as client:
         tally = Tally(task)
         tally.begin()
-        with client.pipeline():
+        is_alone = task.variant == "confirmed"
+        with contextlib.nullcontext() if is_alone else client.pipeline():
             for number in range(task.count):
                 client.publish(**task.event(number))
         tally.end()
@@ -208,7 +269,8 @@ def clean(task: Task) -> dict[str, int]:
     """Delete all that the servers declare; the file of an embedded bus goes with its folder."""
     if not task.url.startswith("amqp"):
         return {}
-    servers = [server_of(task, task.name, Echo), server_of(task, task.queue, Ledger)]
+    echo, ledger = controllers_of(task)
+    servers = [server_of(task, task.name, echo), server_of(task, task.queue, ledger)]
     queues = [queue.name for server in servers for queue in server.topology.queues]
     exchanges = [each.name for server in servers for each in server.topology.exchanges]
     return clean_with_pika(task, queues, exchanges)
