@@ -4,15 +4,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks import comparison
-from tests.waiting import DEADLINE
+from benchmarks import comparison, growth, guarantees, report, scale
+from tests.rabbitmq import Node
+from tests.waiting import DEADLINE, eventually
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -28,7 +33,17 @@ def dev_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-NAMES = ["comparison", "dedup", "embedded"]
+NAMES = [
+    "comparison",
+    "dedup",
+    "embedded",
+    "growth",
+    "guarantees",
+    "micro",
+    "plots",
+    "report",
+    "scale",
+]
 
 
 def test_dev_bench_lists_the_benchmarks() -> None:
@@ -48,6 +63,21 @@ def test_every_benchmark_is_in_the_readme() -> None:
     """With what its figures mean."""
     readme = (CHECKOUT / "benchmarks/README.md").read_text()
     assert [] == [name for name in NAMES if f"\n## {name}\n" not in readme]
+
+
+def test_the_page_says_what_the_data_files_have() -> None:
+    """So that nobody corrects a figure by hand: ``./dev bench report`` writes them."""
+    page = report.PAGE.read_text()
+    assert page == report.filled(page)
+    for name in report.SECTIONS:
+        assert f"<!-- begin {name} -->" in page
+
+
+def test_links_and_images_of_the_page_lead_somewhere() -> None:
+    """Each relative link is a file that is there."""
+    links = re.findall(r"\]\(([^)#:]+)\)", report.PAGE.read_text())
+    assert links
+    assert [] == [link for link in links if not (report.PAGE.parent / link).exists()]
 
 
 def test_every_peer_has_its_program() -> None:
@@ -85,6 +115,94 @@ def test_the_comparison_measures_what_it_promises(
         assert f"| {name} " in printed
     assert 0 == comparison.main(["--show", str(out)])
     assert printed == capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)  # it starts a broker, twice
+def test_guarantees_and_recovery_are_measured(
+    rabbitmq: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small, with one restart of a broker of its own."""
+    out = tmp_path / "out.json"
+    command = ["--peers", "tavrida,tavrida-untyped", "--quick", "--scale", "0.01"]
+    assert 0 == guarantees.main([*command, "--restarts", "1", "--json", str(out)])
+    result = json.loads(out.read_text())
+    (seconds,) = result["recovery"]
+    assert 0 < seconds < guarantees.TOO_LATE
+    assert all(not each["rounds"][0]["failures"] for each in result["peers"].values())
+    assert "of tavrida " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_benchmark_that_is_stopped_leaves_nothing_behind(
+    rabbitmq: Node, number: signal.Signals
+) -> None:
+    """No broker, no server, no client: all are in the session of the benchmark."""
+    command = [sys.executable, "-m", "benchmarks.comparison", "--peers", "tavrida,pika-select"]
+    with subprocess.Popen(
+        command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as bench:
+        assert bench.stderr is not None
+        while "round 1, tavrida" not in bench.stderr.readline():
+            assert bench.poll() is None
+        bench.send_signal(number)
+        assert 130 == bench.wait(DEADLINE)
+        eventually(lambda: not processes_of(bench.pid))
+
+
+def processes_of(session: int) -> list[int]:
+    """Return the processes that belong to a session."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(folder.name)) == session:
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_more_of_everything_is_measured(
+    amqp_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small, but with several processes of each kind."""
+    out = tmp_path / "out.json"
+    command = ["--quick", "--scale", "0.02", "--only", "server processes,clients"]
+    with pytest.MonkeyPatch.context() as patch:
+        few = {n: scale.Setting(clients=n) for n in (1, 6)}
+        patch.setitem(scale.PARTS, "clients", few)
+        assert 0 == scale.main([*command, "--url", amqp_url, "--json", str(out)])
+        printed = capsys.readouterr().out
+    (figures,) = json.loads(out.read_text())["rounds"]
+    assert ["1", "2", "4"] == list(figures["server processes"])
+    assert ["1", "6"] == list(figures["clients"])
+    assert all(
+        value > 0 for part in figures.values() for row in part.values() for value in row.values()
+    )
+    assert "| server processes |" in printed
+
+
+@pytest.mark.slow
+def test_memory_is_looked_at_over_all_messages(
+    amqp_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many as were asked for, in steps."""
+    out = tmp_path / "out.json"
+    assert 0 == growth.main(["--messages", "400", "--url", amqp_url, "--json", str(out)])
+    steps = json.loads(out.read_text())["steps"]
+    assert list(range(0, 401, 20)) == [each["messages"] for each in steps]
+    assert all(each["server"] > 10 and each["client"] > 10 for each in steps)
+    assert "last less second" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_single_steps_are_measured() -> None:
+    """One of them, quickly."""
+    done = dev_bench("micro", "-k", "route", "--benchmark-disable")
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "1 passed" in done.stdout
 
 
 @pytest.mark.slow
