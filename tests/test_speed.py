@@ -35,12 +35,16 @@ from tests.waiting import DEADLINE
 
 #: Instructions of a message in tavrida for each one of pika's, with CPython 3.11. A change that
 #: takes more than TOLERANCE times as many fails; one that takes fewer writes its figure here.
-FIGURES = {"serve": 2.2, "cast": 1.6, "call": 1.35}
+FIGURES = {"serve": 2.03, "cast": 1.38, "call": 1.23}
 TOLERANCE = 1.2
 
 #: Messages of one burst, and how many bursts are counted, after one that is not; the cheapest
 #: counts, because threads that wait for each other do so in a different order each time.
 BURST, BURSTS = 50, 5
+
+pytestmark = pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="other versions of Python have other instructions"
+)
 
 JSON = JSONSerializer()
 
@@ -186,6 +190,7 @@ def check(what: str, ours: float, theirs: float) -> None:
         f"{what}: {ours:.0f} instructions a message, pika's frames {theirs:.0f}: {ratio:.2f} "
         f"times as many, and {figure} in FIGURES"
     )
+    print(told)  # noqa: T201 - pytest -rP shows it
     assert ratio <= TOLERANCE * figure, told
 
 
