@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -257,3 +258,58 @@ def write_json(path: Path | None, result: Any) -> None:
     """Write all figures, where that is asked for."""
     if path is not None:
         path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def parser_of(name: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have which write data files."""
+    prog = "./dev bench" if name == "comparison" else f"./dev bench {name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything, one round")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="only show what was written")
+    return parser
+
+
+def add_amounts(parser: argparse.ArgumentParser) -> None:
+    """Let it be said how much is measured; ``amounts_of`` returns it."""
+    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
+    parser.add_argument("--scale", type=float, help="how much of each; default: 1, or 0.1")
+
+
+def names_of(parser: argparse.ArgumentParser, text: str, known: Collection[str]) -> list[str]:
+    """Return the names of a list with commas; end with what there is where one is unknown."""
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            parser.error(f"there is no {name}; there is: {', '.join(known)}")
+    return names
+
+
+def amounts_of(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Return the rounds and the scale."""
+    return {
+        "rounds": chosen.rounds or (1 if chosen.quick else 3),
+        "scale": chosen.scale or (0.1 if chosen.quick else 1.0),
+    }
+
+
+def finish(
+    chosen: argparse.Namespace,
+    measure: Callable[[], Any],
+    report: Callable[[Any], list[str]],
+    has_failed: Callable[[Any], bool] = lambda result: False,
+) -> int:
+    """Measure, or read what was measured; print and write it; return the exit code."""
+    try:
+        result = json.loads(chosen.show.read_text()) if chosen.show else measure()
+    except BenchError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(*report(result), sep="\n")
+    write_json(chosen.json, result)
+    return 1 if has_failed(result) else 0

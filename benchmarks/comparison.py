@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from benchmarks._measuring import (
@@ -26,15 +25,19 @@ from benchmarks._measuring import (
     BenchError,
     Broker,
     Program,
+    add_amounts,
+    amounts_of,
     broker_at,
     cpu_of,
     facts,
+    finish,
     markdown,
+    names_of,
+    parser_of,
     rss_of,
     say,
     spread,
     told,
-    write_json,
 )
 from benchmarks.peers._roles import Task
 
@@ -420,66 +423,57 @@ def _ratio(values: Sequence[float], reference: Sequence[float]) -> str:
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="./dev bench",
-        description="Measure tavrida beside other frameworks. './dev bench list' names the "
-        "other benchmarks, './dev peers' installs the other frameworks.",
+    parser = parser_of(
+        "comparison",
+        "Measure tavrida beside other frameworks. './dev bench list' names the other benchmarks, "
+        "'./dev peers' installs the other frameworks.",
     )
+    add_amounts(parser)
     parser.add_argument("--peers", default=",".join(DEFAULT), help=f"of: {', '.join(PEERS)}")
     parser.add_argument("--only", default=",".join(WORKLOADS), help="of: W1,W2,W3")
-    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
-    parser.add_argument("--scale", type=float, help="how much of each; default: 1")
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--body", type=int, default=0, metavar="BYTES", help="in each message")
     parser.add_argument("--url", help="a broker that runs; default: a private RabbitMQ node")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rounds there")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only show what was written")
     chosen = parser.parse_args(arguments)
-    chosen.peers, chosen.only = chosen.peers.split(","), chosen.only.split(",")
-    for given, known in ((chosen.peers, PEERS), (chosen.only, WORKLOADS)):
-        unknown = [each for each in given if each not in known]
-        if unknown:
-            parser.error(f"there is no {unknown[0]}; there is: {', '.join(known)}")
-    chosen.scale = chosen.scale or (0.1 if chosen.quick else 1.0)
-    chosen.rounds = chosen.rounds or (1 if chosen.quick else 3)
+    chosen.peers = names_of(parser, chosen.peers, PEERS)
+    chosen.only = names_of(parser, chosen.only, WORKLOADS)
     return chosen
 
 
-def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Measure the peers that are installed; name the others."""
-    installed = {python: versions_of(python) for python in {PEERS[n].python for n in chosen.peers}}
-    names, versions = [], {}
-    for name in chosen.peers:
+def _installed(names: Sequence[str]) -> dict[str, str]:
+    """Return the peers that are installed, with their versions; name the others."""
+    found = {python: versions_of(python) for python in {PEERS[name].python for name in names}}
+    installed = {}
+    for name in names:
         peer = PEERS[name]
-        version = installed[peer.python].get(peer.package)
-        if version is None:
-            say(f"{name} is not installed and left out: './dev peers' installs it")
+        if peer.package in found[peer.python]:
+            installed[name] = found[peer.python][peer.package]
         else:
-            names.append(name)
-            versions[peer.package] = version
-    about = {**facts(), **versions, "rounds": chosen.rounds, "scale": chosen.scale}
+            say(f"{name} is not installed and left out: './dev peers' installs it")
+    return installed
+
+
+def run(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure the peers that are installed."""
+    installed, amounts = _installed(chosen.peers), amounts_of(chosen)
+    versions = {PEERS[name].package: version for name, version in installed.items()}
+    about = {**facts(), **versions, **amounts}
     if chosen.body:
         about["body"] = chosen.body
     with broker_at(chosen.url) as broker:
-        bench = Bench(broker, chosen.only, chosen.scale, chosen.body)
-        return {"about": about, "peers": measure(names, bench, chosen.rounds)}
+        bench = Bench(broker, chosen.only, amounts["scale"], chosen.body)
+        return {"about": about, "peers": measure(list(installed), bench, amounts["rounds"])}
+
+
+def _has_failed(result: dict[str, Any]) -> bool:
+    """Tell whether tavrida failed; what others lose is theirs."""
+    ours = [peer for name, peer in result["peers"].items() if name.startswith("tavrida")]
+    return any(each["failures"] for peer in ours for each in peer["rounds"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     chosen = _arguments(arguments)
-    try:
-        result = json.loads(chosen.show.read_text()) if chosen.show else run(chosen)
-    except BenchError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(*report(result), sep="\n")
-    write_json(chosen.json, result)
-    # What others lose is theirs.
-    ours = [peer for name, peer in result["peers"].items() if name.startswith("tavrida")]
-    return 1 if any(each["failures"] for peer in ours for each in peer["rounds"]) else 0
+    return finish(chosen, lambda: run(chosen), report, _has_failed)
 
 
 if __name__ == "__main__":

@@ -7,33 +7,30 @@ README.md in this folder says what each figure means.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from benchmarks._measuring import (
-    BenchError,
     Broker,
     broker_at,
     facts,
+    finish,
     markdown,
+    parser_of,
     rss_of,
     say,
     told,
-    write_json,
 )
 from benchmarks.peers._roles import WINDOW
 from benchmarks.scale import program_of
 
 #: Messages in all; half of them are calls, half casts.
 MESSAGES = 1_000_000
-QUICK = 20_000
+QUICK = 100_000
 
 #: How often memory is looked at.
 STEPS = 20
@@ -85,31 +82,17 @@ def report(result: dict[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="./dev bench growth", description="Measure memory over many messages."
-    )
-    parser.add_argument("--messages", type=int, help=f"default: {MESSAGES}")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} messages")
+    parser = parser_of("growth", "Measure memory over many messages.")
+    parser.add_argument("--messages", type=int, help=f"default: {MESSAGES}, with --quick {QUICK}")
     parser.add_argument("--url", help="a broker that runs; default: a private RabbitMQ node")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only show what was written")
     chosen = parser.parse_args(arguments)
     messages = chosen.messages or (QUICK if chosen.quick else MESSAGES)
-    try:
-        if chosen.show:
-            result = json.loads(chosen.show.read_text())
-        else:
-            with broker_at(chosen.url) as broker:
-                steps = run(broker, messages)
-            result = {"about": {**facts(), "messages": messages}, "steps": steps}
-    except BenchError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(*report(result), sep="\n")
-    write_json(chosen.json, result)
-    return 0
+
+    def measure() -> dict[str, Any]:
+        with broker_at(chosen.url) as broker:
+            return {"about": {**facts(), "messages": messages}, "steps": run(broker, messages)}
+
+    return finish(chosen, measure, report)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import comparison
-from benchmarks._measuring import BenchError, broker_at, facts, markdown, say, spread, write_json
+from benchmarks._measuring import (
+    BenchError,
+    add_amounts,
+    amounts_of,
+    broker_at,
+    facts,
+    finish,
+    markdown,
+    names_of,
+    parser_of,
+    say,
+    spread,
+)
 from benchmarks.comparison import PEERS, Bench
 from benchmarks.peers import tavrida as peer
 from benchmarks.peers._roles import Task
@@ -90,51 +100,30 @@ def report(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="./dev bench guarantees",
-        description="Measure tavrida with and without each of its guarantees, and its recovery.",
-    )
-    parser.add_argument("--peers", default=",".join(NAMES), help=f"of: {', '.join(PEERS)}")
-    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
-    parser.add_argument("--restarts", type=int, help="default: 10, with --quick 1")
-    parser.add_argument("--scale", type=float, help="how much of each; default: 1")
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only show what was written")
-    return parser.parse_args(arguments)
-
-
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
     """Measure on a private node, which is restarted."""
-    rounds = chosen.rounds or (1 if chosen.quick else 3)
-    scale = chosen.scale or (0.1 if chosen.quick else 1.0)
-    restarts = (1 if chosen.quick else 10) if chosen.restarts is None else chosen.restarts
+    amounts, restarts = amounts_of(chosen), chosen.restarts
+    if restarts is None:
+        restarts = 1 if chosen.quick else 10
     with broker_at(None) as broker:
         assert broker.node is not None
-        bench = Bench(broker, tuple(comparison.WORKLOADS), scale, 0)
-        peers = comparison.measure(chosen.peers.split(","), bench, rounds)
+        bench = Bench(broker, tuple(comparison.WORKLOADS), amounts["scale"], 0)
+        peers = comparison.measure(chosen.peers, bench, amounts["rounds"])
         took = recovery(broker.node, restarts)
-    return {
-        "about": {**facts(), "rounds": rounds, "scale": scale},
-        "peers": peers,
-        "recovery": took,
-    }
+    return {"about": {**facts(), **amounts}, "peers": peers, "recovery": took}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    chosen = _arguments(arguments)
-    try:
-        result = json.loads(chosen.show.read_text()) if chosen.show else run(chosen)
-    except BenchError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(*report(result), sep="\n")
-    write_json(chosen.json, result)
-    return 0
+    parser = parser_of(
+        "guarantees", "Measure tavrida with and without each of its guarantees, and its recovery."
+    )
+    add_amounts(parser)
+    parser.add_argument("--peers", default=",".join(NAMES), help=f"of: {', '.join(PEERS)}")
+    parser.add_argument("--restarts", type=int, help="default: 10, with --quick 1")
+    chosen = parser.parse_args(arguments)
+    chosen.peers = names_of(parser, chosen.peers, PEERS)
+    return finish(chosen, lambda: run(chosen), report)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ README.md in this folder says what each figure means.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import comparison
@@ -23,15 +21,19 @@ from benchmarks._measuring import (
     BenchError,
     Broker,
     Program,
+    add_amounts,
+    amounts_of,
     broker_at,
     cpu_of,
     facts,
+    finish,
     markdown,
+    names_of,
+    parser_of,
     rss_of,
     say,
     spread,
     told,
-    write_json,
 )
 from benchmarks.comparison import REFERENCE, Bench, Round
 from benchmarks.peers._roles import WINDOW
@@ -122,7 +124,7 @@ def measure_sizes(broker: Broker, scale: float, number: int) -> dict[str, dict[s
     return found
 
 
-def run(broker: Broker, parts: Sequence[str], scale: float, number: int) -> dict[str, Any]:
+def one_round(broker: Broker, parts: Sequence[str], scale: float, number: int) -> dict[str, Any]:
     """Measure each part once."""
     found: dict[str, Any] = {}
     for part, settings in PARTS.items():
@@ -195,42 +197,27 @@ def _sizes(rounds: Sequence[Any]) -> list[str]:
     return markdown(["bytes of a body", *(name for name, _ in columns)], rows)
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    everything = [*PARTS, "sizes"]
-    parser = argparse.ArgumentParser(
-        prog="./dev bench scale", description="Measure tavrida with more of everything."
-    )
-    parser.add_argument("--only", default=",".join(everything), help=f"of: {', '.join(everything)}")
-    parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
-    parser.add_argument("--scale", type=float, help="how much of each; default: 1")
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    parser.add_argument("--url", help="a broker that runs; default: a private RabbitMQ node")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="only show what was written")
-    return parser.parse_args(arguments)
+def run(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure all rounds."""
+    amounts = amounts_of(chosen)
+    with broker_at(chosen.url) as broker:
+        rounds = [
+            one_round(broker, chosen.only, amounts["scale"], number)
+            for number in range(amounts["rounds"])
+        ]
+    return {"about": {**facts(), **amounts}, "rounds": rounds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    chosen = _arguments(arguments)
-    count = chosen.rounds or (1 if chosen.quick else 3)
-    scale = chosen.scale or (0.1 if chosen.quick else 1.0)
-    try:
-        if chosen.show:
-            result = json.loads(chosen.show.read_text())
-        else:
-            with broker_at(chosen.url) as broker:
-                parts = chosen.only.split(",")
-                rounds = [run(broker, parts, scale, number) for number in range(count)]
-            result = {"about": {**facts(), "rounds": count, "scale": scale}, "rounds": rounds}
-    except BenchError as error:
-        say(str(error))
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(*report(result), sep="\n")
-    write_json(chosen.json, result)
-    return 0
+    everything = [*PARTS, "sizes"]
+    parser = parser_of("scale", "Measure tavrida with more of everything.")
+    add_amounts(parser)
+    parser.add_argument("--only", default=",".join(everything), help=f"of: {', '.join(everything)}")
+    parser.add_argument("--url", help="a broker that runs; default: a private RabbitMQ node")
+    chosen = parser.parse_args(arguments)
+    chosen.only = names_of(parser, chosen.only, everything)
+    return finish(chosen, lambda: run(chosen), report)
 
 
 if __name__ == "__main__":
