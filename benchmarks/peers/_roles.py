@@ -52,6 +52,9 @@ PAD = "x" * 48
 
 ROUTING_KEY = "order.created"
 
+#: The number of an event that is not measured: publishers send it that connect with their first.
+FIRST = -1
+
 #: Makes a call and returns its answer.
 Call = Callable[[Any], Any]
 AsyncCall = Callable[[Any], Awaitable[Any]]
@@ -158,6 +161,8 @@ class Seen:
     def handle(self, event: dict[str, Any]) -> None:
         """Count an event; tell of the last one."""
         number = event["seq"]
+        if number == FIRST:
+            return
         with self._lock:
             if self._handled[number] or event != self._task.event(number):
                 self._wrong += 1
@@ -223,6 +228,7 @@ def in_threads(task: Task, call: Call) -> None:
 def publish_in_threads(task: Task, threads: int, publish: Callable[[dict[str, Any]], Any]) -> None:
     """Publish from several threads; ``publish`` returns when its event is confirmed."""
     tally = Tally(task)
+    publish(task.event(FIRST))
     tally.begin()
     _share(range(task.count), threads, lambda number: publish(task.event(number)))
     tally.end()

@@ -8,6 +8,7 @@ greenlets share its RpcProxy, which is faster than ``call_async`` of the Cluster
 """
 
 from benchmarks.peers._roles import (
+    FIRST,
     PREFETCH,
     ROUTING_KEY,
     TIMEOUT,
@@ -134,6 +135,7 @@ def publish(task):
 
     dispatch = event_dispatcher(config_of(task, 1))
     tally = Tally(task)
+    dispatch(name_of(task), ROUTING_KEY, task.event(FIRST))
     tally.begin()
     pool = eventlet.GreenPool(PUBLISHERS)
     for number in range(task.count):

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.peers._roles import (
+    FIRST,
     PREFETCH,
     TIMEOUT,
     Seen,
@@ -257,6 +258,7 @@ def calls_with_futures(task: Task) -> None:
 def publish(task: Task) -> None:
     with client_of(task) as client:
         tally = Tally(task)
+        client.publish(**task.event(FIRST))
         tally.begin()
         is_alone = task.variant == "confirmed"
         with contextlib.nullcontext() if is_alone else client.pipeline():
