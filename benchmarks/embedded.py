@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
-import queue
 import secrets
 import shutil
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks._measuring import (
+    DEADLINE,
+    BenchError,
+    Program,
+    cpu_of,
+    facts,
+    rss_of,
+    spread,
+    status_of,
+    told,
+    write_json,
+)
 from tavrida.config import redact
-
-ROOT = Path(__file__).parent.parent
-
-#: Seconds that one step of a measured program may take.
-DEADLINE = 60.0
 
 #: Seconds after its start in which a server becomes quiet, before it is measured as idle.
 SETTLE = 1.0
@@ -68,82 +69,12 @@ QUICK = Size(1000, 50, 50, 50, 0.2)
 Round = dict[str, dict[str, float]]
 
 
-class BenchError(Exception):
-    """Raised when a measured program fails, or messages are missing."""
-
-
-class Program:
-    """A measured process, which answers each line with a JSON object."""
-
-    def __init__(self, role: str, url: str, name: str) -> None:
-        self._role = role
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._programs", role, url, name],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def answer(self) -> Any:
-        """Return the next answer."""
-        try:
-            line = self._answers.get(timeout=DEADLINE)
-        except queue.Empty:
-            raise BenchError(f"{self._role} did not answer within {DEADLINE:.0f} s") from None
-        if not line:
-            raise BenchError(f"{self._role} ended; its reason is above")
-        return json.loads(line)
-
-    def tell(self, command: str) -> None:
-        """Give a command; what it answers is not waited for."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-
-    def ask(self, command: str) -> Any:
-        """Give a command and return its answer."""
-        self.tell(command)
-        return self.answer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let it end in good order; after an error, or when it does not, kill it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        if error is not None:
-            self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
-        self._process.stdout.close()
-
-
 # -- the parts -----------------------------------------------------------------------------------
+
+
+def program_of(role: str, url: str, queue: str) -> Program:
+    """Start a program of _programs.py."""
+    return Program(role, [sys.executable, "-m", "benchmarks._programs", role, url, queue])
 
 
 def syncs_per_second(folder: Path, seconds: float) -> float:
@@ -225,7 +156,7 @@ class Bench:
 
             def start(role: str) -> list[Program]:
                 programs = [
-                    running.enter_context(Program(role, self._url, self._queue + more))
+                    running.enter_context(program_of(role, self._url, self._queue + more))
                     for _ in range(pairs)
                 ]
                 for program in programs:
@@ -265,7 +196,7 @@ class Bench:
         with ExitStack() as running:
 
             def start(role: str) -> int:
-                program = running.enter_context(Program(role, self._url, self._queue))
+                program = running.enter_context(program_of(role, self._url, self._queue))
                 program.answer()
                 return program.pid
 
@@ -294,28 +225,12 @@ def idleness(pids: Sequence[int], seconds: float) -> dict[str, float]:
     }
 
 
-def cpu_of(pid: int) -> float:
-    """Return the CPU seconds of a process, user and system, of all its threads."""
-    # The clock of another process, as clock_getcpuclockid(3) makes it on Linux.
-    return time.clock_gettime((~pid << 3) | 2)
-
-
 def wakeups_of(pid: int) -> int:
     """Return how often the threads of a process went to wait for something."""
-    statuses = Path(f"/proc/{pid}/task").glob("*/status")
-    return sum(_field(status, "voluntary_ctxt_switches") for status in statuses)
-
-
-def rss_of(pid: int) -> float:
-    """Return the resident memory of a process in MB."""
-    return _field(Path(f"/proc/{pid}/status"), "VmRSS") / 1024
-
-
-def _field(status: Path, name: str) -> int:
-    for line in status.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1])
-    raise BenchError(f"{status} has no {name}")
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(
+        status_of(f"{pid}/task/{thread.name}", "voluntary_ctxt_switches") for thread in threads
+    )
 
 
 # -- the report ----------------------------------------------------------------------------------
@@ -375,28 +290,17 @@ def table(rounds: Sequence[Round], idle: Round, seconds: float) -> list[str]:
     return lines
 
 
-def spread(values: Iterable[float], digits: int) -> str:
-    """Return the median, and least and most where there is more than one value."""
-    values = sorted(values)
-    text = f"{statistics.median(values):,.{digits}f}"
-    if len(values) > 1:
-        text += f" ({values[0]:,.{digits}f}-{values[-1]:,.{digits}f})"
-    return text
-
-
 def _row(name: str, *cells: str) -> str:
     return f"{name:<26}" + "".join(f"{cell:>24}" for cell in cells)
 
 
-def facts(url: str, folder: Path) -> dict[str, Any]:
+def facts_of(url: str, folder: Path) -> dict[str, Any]:
     """Return where and on what this was measured."""
     return {
         "url": redact(url),
         "file_system": file_system_of(folder),
-        "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
-        "kernel": platform.release(),
-        "cores": len(os.sched_getaffinity(0)),
+        **facts(),
     }
 
 
@@ -440,8 +344,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> None:
     url = chosen.url or f"sqlite://{folder}/bus.db"
     count = chosen.rounds or (1 if chosen.quick else 3)
     seconds = chosen.idle or (5.0 if chosen.quick else 30.0)
-    about = facts(url, folder)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    about = facts_of(url, folder)
+    print(told(about))
     if about["file_system"] in {"tmpfs", "ramfs"}:
         print(
             "NOTE: this folder is in memory, so that fdatasync costs nothing. Name one with --dir."
@@ -453,9 +357,8 @@ def measure(chosen: argparse.Namespace, folder: Path) -> None:
         print(f"round {number + 1} of {count} is done", file=sys.stderr)
     idle = bench.idle(seconds)
     print("", *table(rounds, idle, seconds), sep="\n")
-    if chosen.json:
-        result = {"about": about, "rounds": rounds, "idle": idle, "idle_seconds": seconds}
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n")
+    result = {"about": about, "rounds": rounds, "idle": idle, "idle_seconds": seconds}
+    write_json(chosen.json, result)
 
 
 if __name__ == "__main__":
