@@ -199,11 +199,16 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
         raise _too_long(properties)
     body: dict[str, Any] = message.payload
     if enveloped:
-        body = {"context": message.context, "payload": message.payload}
+        body = {"context": _beside(message.context, body), "payload": body}
     try:
         return properties, codec.encode(body)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise _unwritable(message, codec, error) from None
+
+
+def _beside(context: dict[str, Any], payload: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a context the payload does not say: a body would be twice as long."""
+    return {k: v for k, v in context.items() if k not in payload or payload[k] is not v}
 
 
 def _too_long(properties: Properties) -> exceptions.MessageError:
@@ -320,7 +325,8 @@ def _split(data: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
             raise exceptions.MalformedMessage(
                 f"{part!r} in the body should be an object with names, not {type(value).__name__}"
             )
-    return data["context"], data["payload"], True
+    payload = data["payload"]
+    return {**payload, **data["context"]}, payload, True
 
 
 def _is_object(data: object) -> bool:

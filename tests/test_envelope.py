@@ -142,7 +142,7 @@ def test_what_is_sent_arrives(
     key = str(points[1]) if cls is messages.Request else "elsewhere"
     arrived = envelope.decode(Received.of(properties), body, key, CODECS, default=JSON)
     assert messages.INCOMING[message.message_type] is type(arrived)
-    assert (payload, context, headers) == (
+    assert (payload, {**payload, **context}, headers) == (
         arrived.payload,
         arrived.context,
         arrived.extra_headers,

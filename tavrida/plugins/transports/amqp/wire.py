@@ -15,6 +15,7 @@ This goes below pika's public API. It is used with the versions that it was test
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pika.exceptions
@@ -30,6 +31,9 @@ from tavrida.plugins.transports.amqp.frames import Confirmed, Delivered
 
 #: Bytes of a read: what a prefetch of hundreds brings at a time.
 READ = 65_536
+
+#: Bytes that are sent at a time, or some more. What a socket does not take of it is copied.
+WRITE = 131_072
 
 
 class PlainWire(AsyncioConnection):
@@ -101,16 +105,17 @@ class FastWire(PlainWire):
         self._written.append(data)
 
     def _write(self) -> None:
+        written, self._written = self._written, []
         transport: Any = self._transport
-        data = b"".join(self._written)
-        self._written.clear()
-        if not data or transport is None:  # went before, or lost meanwhile
+        if transport is None:  # lost meanwhile
             return
-        if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
-            with contextlib.suppress(OSError):  # the transport meets it too, and tells
-                data = data[transport._sock.send(data) :]
-        if data:
-            transport.write(data)
+        for data in _joined(written):
+            rest = data
+            if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
+                with contextlib.suppress(OSError):  # the transport meets it too, and tells
+                    rest = data[transport._sock.send(data) :]
+            if rest:
+                transport.write(rest)
 
     def _adapter_disconnect_stream(self) -> None:
         self._write()  # the answer to a broker's goodbye
@@ -168,6 +173,16 @@ class FastWire(PlainWire):
         _, frame = pika.frame.decode_frame(data)
         if frame is not None:
             self._process_frame(frame)
+
+
+def _joined(pieces: list[bytes]) -> Iterator[bytes]:
+    """Give pieces joined to at least WRITE bytes, but for the last."""
+    begin = size = 0
+    for end, piece in enumerate(pieces, 1):
+        size += len(piece)
+        if size >= WRITE or end == len(pieces):
+            yield pieces[begin] if end - begin == 1 else b"".join(pieces[begin:end])
+            begin, size = end, 0
 
 
 #: What connections are made of here.
