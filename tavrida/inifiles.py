@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tavrida import exceptions
@@ -27,16 +28,36 @@ def files_of(config_files: Iterable[str], config_dirs: Iterable[str]) -> list[Pa
     return files
 
 
-def place_of(files: list[Path], section: str, name: str) -> str:
-    """Return "FILE:LINE: ", or the name of an environment variable, that sets an option."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who gives an option its value: ``file``, ``environment``, ``command line`` or ``default``."""
+
+    kind: str
+    #: The path of the file, or the name of the variable or of the argument.
+    name: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.line}" if self.line else self.name or self.kind
+
+
+def sources_of(files: list[Path], section: str, name: str) -> list[Source]:
+    """Return all that set an option in the environment and in files; the first one counts."""
+    found = []
     variable = f"OS_{section}__{name}".upper()
     if variable in os.environ:
-        return f"{variable}: "
+        found.append(Source("environment", variable))
     for path in reversed(files):
         line = line_of(path, section, name)
         if line:
-            return f"{path}:{line}: "
-    return ""
+            found.append(Source("file", str(path), line))
+    return found
+
+
+def place_of(files: list[Path], section: str, name: str) -> str:
+    """Return "FILE:LINE: ", or the name of an environment variable, that sets an option."""
+    sources = sources_of(files, section, name)
+    return f"{sources[0]}: " if sources else ""
 
 
 def line_of(path: Path, section: str, name: str = "") -> int:
@@ -75,6 +96,28 @@ def strangers(path: Path, sections: Sections, known: Sections, opaque: set[str])
                 for name in names
                 if name not in known[section]
             ]
+    return faults
+
+
+def strange_variables(known: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return a sentence for each environment variable that looks like an option and is none.
+
+    ``known`` are the options of the sections that a variable can reach. Other programs have
+    variables of this form too, so that of a section far from all of these is left alone.
+    """
+    faults = []
+    for variable in sorted(os.environ):
+        found = re.fullmatch(r"OS_([A-Z]+)__([A-Z0-9_]+)", variable)
+        if not found:
+            continue
+        section, name = found[1].lower(), found[2].lower()
+        if section not in known:
+            near = exceptions.did_you_mean(section, known, _SLIP)
+            if near:
+                faults.append(f"{variable}: section [{section}] is unknown{near}")
+        elif name not in known[section]:
+            near = exceptions.did_you_mean(name, known[section])
+            faults.append(f"{variable}: [{section}] {name} is unknown{near}")
     return faults
 
 
