@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from tavrida import exceptions
@@ -20,12 +21,27 @@ Sections = Mapping[str, Iterable[str]]
 _SLIP = 0.85
 
 
-def files_of(config_files: Iterable[str], config_dirs: Iterable[str]) -> list[Path]:
-    """Return the files in the order in which they are read; the last one wins."""
-    files = [Path(path) for path in config_files]
-    for folder in config_dirs:
-        files += sorted(Path(folder).glob("*.conf"))
-    return files
+def files_of(
+    arguments: Sequence[str], default_files: Iterable[str], default_dirs: Iterable[str]
+) -> list[Path]:
+    """Return the files in the order in which oslo.config reads them; the last one wins.
+
+    What the command line names comes in its order, after the defaults: files where it names no
+    file, folders where it names no folder.
+    """
+    named = [
+        (name, (equals and value) or following)
+        for argument, following in zip_longest(arguments, arguments[1:], fillvalue="")
+        for name, equals, value in [argument.partition("=")]
+        if name in ("--config-file", "--config-dir")
+    ]
+    kinds = {kind for kind, _ in named}
+    found = [] if "--config-file" in kinds else list(map(Path, default_files))
+    folders = [] if "--config-dir" in kinds else [("--config-dir", path) for path in default_dirs]
+    for kind, name in (*folders, *named):
+        path = Path(name).expanduser()
+        found += [path] if kind == "--config-file" else sorted(path.glob("*.conf"))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +57,7 @@ class Source:
         return f"{self.name}:{self.line}" if self.line else self.name or self.kind
 
 
-def sources_of(files: list[Path], section: str, name: str) -> list[Source]:
+def sources_of(files: Sequence[Path], section: str, name: str) -> list[Source]:
     """Return all that set an option in the environment and in files; the first one counts."""
     found = []
     variable = f"OS_{section}__{name}".upper()
@@ -54,7 +70,7 @@ def sources_of(files: list[Path], section: str, name: str) -> list[Source]:
     return found
 
 
-def place_of(files: list[Path], section: str, name: str) -> str:
+def place_of(files: Sequence[Path], section: str, name: str) -> str:
     """Return "FILE:LINE: ", or the name of an environment variable, that sets an option."""
     sources = sources_of(files, section, name)
     return f"{sources[0]}: " if sources else ""

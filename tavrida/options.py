@@ -37,8 +37,13 @@ from tavrida.plugins.middleware.dedup import Dedup
 from tavrida.retries import DEFAULT, Retries, Retry
 from tavrida.service import ServiceController
 
-#: Files, environment and command line, parsed and not checked yet.
-Parsed = cfg.ConfigOpts
+
+class Parsed(cfg.ConfigOpts):
+    """Files, environment and command line, parsed and not checked yet."""
+
+    #: The files in the order of reading; the last one wins.
+    files: tuple[Path, ...] = ()
+
 
 #: How a type of a settings field is read from the ini.
 _OPTION_TYPES: dict[type, type[cfg.Opt]] = {
@@ -220,14 +225,14 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     return copy.deepcopy(groups)
 
 
-def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ()) -> cfg.ConfigOpts:
+def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ()) -> Parsed:
     """Return the parsed files, environment and command line; values are not checked yet.
 
     Raises:
         ConfigError: a file is missing or is no ini; names it.
         SystemExit: the command line is wrong, or asked for help or the version.
     """
-    conf = cfg.ConfigOpts()
+    conf = Parsed()
     conf.register_cli_opts(list(command_line))
     for name, settings in SECTIONS.items():
         conf.register_opts(_options(settings), name)
@@ -253,10 +258,13 @@ def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ())
             except UnicodeDecodeError:
                 raise exceptions.ConfigError(f"{path} is not UTF-8: {error}") from None
         raise
+    conf.files = tuple(
+        inifiles.files_of(arguments, conf.default_config_files, conf.default_config_dirs)
+    )
     return conf
 
 
-def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
+def survey(conf: Parsed) -> tuple[Configuration, exceptions.Faults]:
     """Return the configuration of a server, every plugin that it names loaded, and its faults.
 
     Faults are unknown sections and options, wrong values, plugins that cannot be loaded, and what
@@ -289,25 +297,25 @@ def _survey(reader: _Reader) -> Configuration:
     )
 
 
-def show(conf: cfg.ConfigOpts) -> tuple[list[Setting], list[Path], exceptions.Faults]:
-    """Return every option as it is in force, the files in the order of reading, and all faults.
+def show(conf: Parsed) -> tuple[list[Setting], exceptions.Faults]:
+    """Return every option as it is in force, and all faults.
 
     Those of plugins are among them, as far as their plugin can be loaded. The default stands
     for a wrong value.
     """
     reader = _Reader(conf)
     _survey(reader)
-    return reader.shown(), reader.files, reader.faults
+    return reader.shown(), reader.faults
 
 
-def read(conf: cfg.ConfigOpts) -> Configuration:
+def read(conf: Parsed) -> Configuration:
     """Return the configuration of a server; raise ConfigError with every fault of ``survey``."""
     configuration, faults = survey(conf)
     faults.check()
     return configuration
 
 
-def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, Discovery]:
+def read_client(conf: Parsed, service: str) -> tuple[ConnectionConfig, Discovery]:
     """Return what a client needs to reach a service: the connection, and where the service is.
 
     That is the exchange of its ``[service:NAME]`` section, or what the first
@@ -336,7 +344,7 @@ def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, D
     return settings["connection"], discovery
 
 
-def read_queues(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, dict[str, str]]:
+def read_queues(conf: Parsed) -> tuple[ConnectionConfig, dict[str, str]]:
     """Return the connection, and by name the queue of every service that the files speak of.
 
     No controller is loaded: where an operator sits, it need not be installed.
@@ -358,7 +366,7 @@ def read_queues(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, dict[str, str]]
 
 
 def read_outbox(
-    conf: cfg.ConfigOpts,
+    conf: Parsed,
 ) -> tuple[ConnectionConfig, Discovery, OutboxSettings, LogSettings]:
     """Return what the relay of an outbox needs: it sends to any service, for any source.
 
@@ -371,7 +379,7 @@ def read_outbox(
     return settings["connection"], everywhere, settings["outbox"], settings["log"]
 
 
-def read_services(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, Discovery, tuple[str, ...]]:
+def read_services(conf: Parsed) -> tuple[ConnectionConfig, Discovery, tuple[str, ...]]:
     """Return the connection, where any service is, and the names of those the files speak of.
 
     Where a service is, is said as for ``read_client``.
@@ -383,7 +391,7 @@ def read_services(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, Discovery, tu
     return settings["connection"], everywhere, tuple(dict.fromkeys(names))
 
 
-def _read_everywhere(conf: cfg.ConfigOpts) -> tuple[dict[str, Any], Discovery, list[str]]:
+def _read_everywhere(conf: Parsed) -> tuple[dict[str, Any], Discovery, list[str]]:
     """Return the fixed sections, the discovery of all services, and the names of those named."""
     reader = _Reader(conf)
     settings = reader.settings()
@@ -450,10 +458,9 @@ def _default_discovery() -> Discovery:
 class _Reader:
     """Reads sections and loads their plugins, each one once; collects what is wrong."""
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, conf: Parsed) -> None:
         self._conf = conf
-        #: The files in the order of reading; the last one wins.
-        self.files = inifiles.files_of(conf.config_file or (), conf.config_dir or ())
+        self.files = conf.files
         self._discoveries: dict[str, Discovery | None] = {}
         #: Sections whose plugin could not be loaded, so that nobody knows its options.
         self._opaque: set[str] = set()

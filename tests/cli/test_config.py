@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tavrida import options
 from tests import commands
 from tests.cli.conftest import failed
 from tests.commands import Ended
@@ -41,7 +42,7 @@ def ini(tmp_path: Path) -> Callable[[str, str], Path]:
 
     def write(name: str, text: str) -> Path:
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return path
 
@@ -198,6 +199,44 @@ def test_faults_are_told_beside_what_could_be_read(
     assert 1 == ended.code
     assert 0 == rows_of(ended)["server.prefetch"]["Value"]
     assert f"tavrida: {path}:2: [server] prefetch: should be a number, not 'lots'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        ((), ["tavrida.conf", "tavrida-server.conf", "x.conf"]),
+        (("--config-file", "f.conf"), ["x.conf", "f.conf"]),
+        (("--config-file=f.conf",), ["x.conf", "f.conf"]),
+        (("--config-dir", "d"), ["tavrida.conf", "tavrida-server.conf", "d.conf"]),
+        (("--config-file", "f.conf", "--config-dir", "d"), ["f.conf", "d.conf"]),
+        (("--config-dir", "d", "--config-file", "f.conf"), ["d.conf", "f.conf"]),
+    ],
+)
+def test_the_order_of_files_is_that_of_oslo_config(
+    ini: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    files: list[str],
+) -> None:
+    """The one that it takes the value of is the last one in ours."""
+    numbers = {}
+    for number, name in enumerate(
+        (
+            ".tavrida/tavrida.conf",
+            ".tavrida/tavrida-server.conf",
+            ".tavrida/tavrida.conf.d/x.conf",
+            "f.conf",
+            "d/d.conf",
+        )
+    ):
+        numbers[Path(name).name] = number
+        ini(name, f"[server]\nprefetch = {number}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    conf = options.parse(list(arguments), "tavrida-server")
+    assert files == [path.name for path in conf.files]
+    assert numbers[files[-1]] == conf.server.prefetch
 
 
 def test_default_files_are_those_of_the_server(config: Tavrida, ini: Callable[..., Path]) -> None:

@@ -69,16 +69,15 @@ class ConfigCheck(Configured):
         return parser
 
     def take_action(self, args: argparse.Namespace) -> None:
-        from tavrida import assembly, inifiles, options
+        from tavrida import assembly, options
 
         conf = self.parsed(args)
-        files = inifiles.files_of(conf.config_file or (), conf.config_dir or ())
         if args.client:
             _, _, names = options.read_services(conf)
         else:
             server, _ = assembly.load(conf)
             names = tuple(each.dispatcher.service for each in server.placements)
-        where = ", ".join(map(str, files)) or "the environment: there is no file"
+        where = ", ".join(map(str, conf.files)) or "the environment: there is no file"
         print(f"nothing is wrong in {where}; services: {', '.join(names) or 'none'}")
 
 
@@ -101,15 +100,16 @@ class ConfigShow(Connected, Listing):
     def take_action(self, args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         from tavrida import options
 
-        settings, files, faults = options.show(self.parsed(args))
+        conf = self.parsed(args)
+        settings, faults = options.show(conf)
         if args.url:
             settings = [_with_url(each, args.url) for each in settings]
         settings = _chosen(settings, args.wanted)
         if args.changed:
             settings = [each for each in settings if each.source.kind != "default"]
         note(
-            f"files, of which the last one wins: {', '.join(map(str, files))}"
-            if files
+            f"files, of which the last one wins: {', '.join(map(str, conf.files))}"
+            if conf.files
             else "there is no file; --config-file names one"
         )
         try:
