@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from cliff import utils
@@ -21,8 +21,9 @@ from cliff.show import ShowOne
 
 from tavrida import plugins
 
-#: After these a line may end.
+#: After these a line may end, and where there is no room otherwise.
 _PIECES = re.compile(r"(?<=[\s./:,;@-])|(?<=[a-z])(?=[A-Z])")
+_SMALLER = re.compile(rf"{_PIECES.pattern}|(?<=_)")
 
 #: Characters of a column at least, where not all fit.
 _NARROWEST = 8
@@ -35,7 +36,7 @@ def fold(text: str, width: int) -> str:
     lines = []
     for line in text.splitlines():
         current = ""
-        for piece in _PIECES.split(line):
+        for piece in _pieces_of(line, width):
             if current and len((current + piece).rstrip()) > width:
                 lines.append(current.rstrip())
                 current = ""
@@ -47,36 +48,51 @@ def fold(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def _pieces_of(line: str, width: int) -> Iterator[str]:
+    for piece in _PIECES.split(line):
+        yield from (piece,) if len(piece.rstrip()) <= width else _SMALLER.split(piece)
+
+
 def widths_for(columns: Sequence[Sequence[str]], available: int) -> list[int]:
     """Return a width for each column of cells, which together are no more than is available.
 
-    The widest give first; words stay whole as long as that is possible.
+    The first cell of each is its heading, which stays whole. The widest give first; words stay
+    whole as long as that is possible.
     """
+    headings = [len(column[0]) for column in columns]
     lines = [[line for cell in column for line in cell.splitlines()] for column in columns]
-    most = max(available, _NARROWEST)
-    widths = [min(most, max(map(len, each), default=0)) for each in lines]
-    floors = [
-        max((len(piece.rstrip()) for line in each for piece in _PIECES.split(line)), default=0)
-        for each in lines
-    ]
-    for least in (floors, [_NARROWEST] * len(widths)):
-        while sum(widths) > available:
-            wide = [(width, n) for n, width in enumerate(widths) if width > least[n]]
-            if not wide:
-                break
-            widths[max(wide)[1]] -= 1
+
+    def longest(split: Callable[[str], Iterable[str]], most: int = sys.maxsize) -> list[int]:
+        """Return of each column the length of its longest piece, or that of its heading."""
+        pieces = [[len(piece.rstrip()) for line in each for piece in split(line)] for each in lines]
+        return [
+            max(heading, min(most, max(each, default=0)))
+            for heading, each in zip(headings, pieces, strict=True)
+        ]
+
+    least = longest(_SMALLER.split, _NARROWEST)
+    for split in (_PIECES.split, _SMALLER.split):
+        if sum(longest(split)) <= available:
+            least = longest(split)
+            break
+    widths = longest(lambda line: [line], max(available, _NARROWEST))
+    while sum(widths) > available:
+        wide = [(width, n) for n, width in enumerate(widths) if width > least[n]]
+        if not wide:
+            break
+        widths[max(wide)[1]] -= 1
     return widths
 
 
 def fitted(
     names: Sequence[str], rows: Iterable[Sequence[Any]], width: int
 ) -> tuple[list[str], Rows]:
-    """Return the names of columns and the rows, folded for a table of that width."""
+    """Return the names of columns, and the rows folded for a table of that width."""
     texts = [[_text(cell) for cell in row] for row in rows]
     columns = [[str(cell) for cell in column] for column in zip(names, *texts, strict=True)]
     room = width - 3 * len(names) - 1
     widths = widths_for(columns, max(room, len(names)))
-    return [fold(name, most) for name, most in zip(names, widths, strict=True)], [
+    return list(names), [
         [
             fold(cell, most) if isinstance(cell, str) else cell
             for cell, most in zip(row, widths, strict=True)

@@ -49,5 +49,17 @@ def test_the_widest_column_gives_first() -> None:
 
 def test_words_are_cut_where_nothing_else_helps() -> None:
     """Down to a few characters a column."""
-    assert [8, 8] == tables.widths_for([["a" * 30], ["b" * 40]], 16)
-    assert [8, 8] == tables.widths_for([["a" * 30], ["b" * 40]], 3)
+    columns = [["A", "a" * 30], ["B", "b" * 40]]
+    assert [11, 10] == tables.widths_for(columns, 21)
+    assert [8, 8] == tables.widths_for(columns, 3)
+
+
+def test_names_are_cut_at_underscores_before_sentences_get_too_narrow() -> None:
+    """Only where they have to be; headings stay whole."""
+    columns = [
+        ["Queue", "test_hello_world"],
+        ["Entry point", "test_hello_world"],
+        ["Reason", "it is not as long as it should be"],
+    ]
+    assert [16, 16, 8] == tables.widths_for(columns, 40)
+    assert [10, 11, 9] == tables.widths_for(columns, 30)
