@@ -97,6 +97,12 @@ class TavridaCommand(Command):
         parser.error = wrong_usage  # type: ignore[method-assign]
         return parser
 
+    def get_epilog(self) -> str:
+        # cliff looks through all packages for the one that gives the command, which takes longer
+        # than many commands do. Of tavrida's own nobody has to be told.
+        is_own = type(self).__module__.partition(".")[0] == "tavrida"
+        return self._epilog or "" if is_own else super().get_epilog()
+
     def run(self, parsed_args: Any) -> int:
         try:
             return super().run(parsed_args) or self.verdict

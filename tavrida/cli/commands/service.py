@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from tavrida.cli.tables import Listing, Showing
 from tavrida.entry_point import EntryPoint
 
 if TYPE_CHECKING:
-    from tavrida.calls import Answer
     from tavrida.client import RPCClient
+    from tavrida.messages import IncomingResponse
+
+    Answer = Future[IncomingResponse]
 
 #: Seconds that services get to answer, where ``--timeout`` says nothing else.
 PATIENCE = 5.0
