@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import sys
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cliff.app import App
@@ -68,11 +69,17 @@ class Application(App):
         try:
             self.command_manager.find_command(argv)
         except ValueError:
-            words = " ".join(argv)
-            near = exceptions.did_you_mean(words, self.command_manager.commands)
-            print(f"tavrida: no command {words!r}{near}; see tavrida --help", file=sys.stderr)
+            print(f"tavrida: {self._why_unknown(argv)}", file=sys.stderr)
             return WRONG_USAGE
         return int(super().run_subcommand(argv))
+
+    def _why_unknown(self, argv: list[str]) -> str:
+        words = " ".join(takewhile(lambda word: not word.startswith("-"), argv)) or argv[0]
+        known = self.command_manager.commands
+        group = [name.removeprefix(f"{words} ") for name in known if name.startswith(f"{words} ")]
+        if group:
+            return f"{words!r} wants a word more: {', '.join(sorted(group))}"
+        return f"no command {words!r}{exceptions.did_you_mean(words, known)}; see tavrida --help"
 
 
 def note(text: str) -> None:

@@ -12,7 +12,7 @@ from signal import SIGINT
 import pytest
 
 from tests import commands
-from tests.cli.conftest import Site
+from tests.cli.conftest import Site, failed
 from tests.commands import SCRIPTS
 from tests.waiting import DEADLINE
 
@@ -50,6 +50,23 @@ def test_without_a_command_the_help_is_shown() -> None:
     ended = commands.run("tavrida")
     assert (0, "") == (ended.code, ended.stderr)
     assert "\n  call " in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("dead",), ("'dead' wants a word more: list, purge, requeue, show",)),
+        (("config", "--config-file", "x"), ("'config' wants a word more: check, show",)),
+        (("plugin", "lst", "-f", "json"), ("no command 'plugin lst'", "'plugin list'")),
+        (("stauts", "--bogus"), ("no command 'stauts'", "did you mean 'status'?")),
+        (("--bogus",), ("no command '--bogus'",)),
+    ],
+)
+def test_an_unknown_command_is_told_with_the_nearest(
+    arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """Or, for the first word of several, with those that may follow."""
+    failed(commands.run("tavrida", *arguments), 64, *words)
 
 
 @pytest.mark.parametrize(

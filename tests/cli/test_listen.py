@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pika
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from tavrida.cli import subscription
+from tavrida.config import ConnectionConfig
 from tests import commands
 from tests.cli.conftest import Site, failed
 from tests.processes import Program
 from tests.rabbitmq import Node
-from tests.waiting import DEADLINE
+from tests.transports.bench import Bench, new_name
+from tests.waiting import DEADLINE, eventually
 
 
 def publish(site: Site, topic: str, *values: str) -> None:
@@ -132,6 +136,56 @@ def test_what_cannot_be_read_is_told(amqp_url: str) -> None:
         assert "\x1b" not in told
         listener.line('{"fine": true}')
         assert 0 == listener.process.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("right", ["configure", "write", "read"])
+def test_a_user_without_the_right_is_told_which_there_have_to_be(
+    rabbitmq: Node, vhost: str, right: str
+) -> None:
+    """The broker's own words, and what to ask its administrator for."""
+    user = f"weak-{right}"
+    rabbitmq.add_user(user, "password")
+    rabbitmq.permit(user, vhost, **{right: "^$"})
+    url = rabbitmq.url(vhost, user=user, password="password")
+    ended = commands.run("tavrida", "listen", "echo.news", "--url", url)
+    assert (3, "") == (ended.code, ended.stdout)
+    last = ended.stderr.splitlines()[-1]
+    for words in ("queue 'tavrida.reply.", f"for user '{user}'", "Who listens needs the rights"):
+        assert words in last
+
+
+def test_an_exchange_that_exists_need_not_be_made(rabbitmq: Node, vhost: str) -> None:
+    """So the right to configure it is not needed."""
+    rabbitmq.add_user("reader", "password")
+    rabbitmq.permit("reader", vhost, configure=r"^tavrida\.reply\.")
+    with pika.BlockingConnection(pika.URLParameters(rabbitmq.url(vhost))) as connection:
+        connection.channel().exchange_declare("echo.notifications", "topic", durable=True)
+    url = rabbitmq.url(vhost, user="reader", password="password")
+    ended = commands.run("tavrida", "listen", "echo.news", "--url", url, "--timeout", "0.1")
+    assert 2 == ended.code
+    assert "listening to echo.news" in ended.stderr
+
+
+def test_what_comes_faster_than_it_is_read_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory is bounded; nothing waits for whoever listens."""
+    monkeypatch.setattr(subscription, "MAX_WAITING", 3)
+    url = f"sqlite://?memory={new_name('listen').replace('.', '-')}"
+    with (
+        Bench(url) as bench,
+        subscription.Subscription(ConnectionConfig(url=(url,)), "news", "echo.*") as heard,
+    ):
+        connection = bench.connect()
+        heard.wait()
+        for number in range(5):
+            connection.publish("news", "echo.news", b"%d" % number)
+        eventually(lambda: heard.missed == 2)
+        bodies = [heard.next(DEADLINE).body for _ in range(3)]
+        with pytest.raises(queue.Empty):
+            heard.next(0.01)
+    assert [b"0", b"1", b"2"] == bodies
+    assert "tavrida: 2 notifications were passed over" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_a_refused_password_has_exit_code_3(rabbitmq: Node) -> None:
     assert "wrong-one" not in ended.stderr
 
 
+def test_a_user_without_rights_has_exit_code_3(rabbitmq: Node, vhost: str) -> None:
+    """Nothing that it could be answered in."""
+    rabbitmq.add_user("nobody", "password")
+    rabbitmq.permit("nobody", vhost, configure="^$", write="^$", read="^$")
+    url = rabbitmq.url(vhost, user="nobody", password="password")
+    ended = commands.run("tavrida", "service", "list", "echo", "--url", url)
+    assert (3, "") == (ended.code, ended.stdout)
+    last = ended.stderr.splitlines()[-1]
+    assert "cannot make a queue for answers" in last
+    assert "refused for user 'nobody'" in last
+
+
 def test_a_service_may_keep_to_itself(tmp_path: Path, packages: dict[str, str]) -> None:
     """It runs, which is what the list is about; there is nothing to show."""
     config = tmp_path / "silent.conf"

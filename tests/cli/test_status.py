@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from tavrida.topology import Queue
 from tests import commands
 from tests.cli.conftest import Site, failed
 from tests.commands import Ended
 from tests.rabbitmq import Node
+from tests.transports.bench import Bench
 from tests.waiting import eventually
 
 
@@ -61,9 +63,6 @@ def test_a_queue_that_nobody_reads_and_one_that_is_missing(tmp_path: Path) -> No
     config = tmp_path / "shop.conf"
     config.write_text("[service:shop]\n[service:bar]\nqueue = bar_queue\n")
     place = ("--config-file", config, "--url", f"sqlite://{tmp_path}/bus.db")
-    from tavrida.topology import Queue
-    from tests.transports.bench import Bench
-
     with Bench(f"sqlite://{tmp_path}/bus.db") as bench:
         connection = bench.connect()
         connection.declare(Queue("shop", "classic"), Queue("shop.dead", "classic"))
@@ -107,3 +106,16 @@ def test_a_broker_that_refuses_has_exit_code_3(rabbitmq: Node, tmp_path: Path, w
     assert (3, "") == (ended.code, ended.stdout)
     assert what in ended.stderr.splitlines()[-1]
     assert "wrong-one" not in ended.stderr
+
+
+def test_it_needs_no_right_but_to_connect(rabbitmq: Node, vhost: str, tmp_path: Path) -> None:
+    """So an operator's account cannot harm anything."""
+    rabbitmq.add_user("watcher", "password")
+    rabbitmq.permit("watcher", vhost, configure="^$", write="^$", read="^$")
+    with Bench(rabbitmq.url(vhost)) as bench:
+        bench.connect().declare(Queue("shop", "classic"), Queue("shop.dead", "classic"))
+    config = tmp_path / "shop.conf"
+    config.write_text("[service:shop]\n")
+    url = rabbitmq.url(vhost, user="watcher", password="password")
+    ended = commands.run("tavrida", "status", "--config-file", config, "--url", url, "-f", "json")
+    assert (4, "nobody reads it") == (ended.code, row_of(ended)["State"])

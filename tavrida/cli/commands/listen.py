@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from tavrida.cli.subscription import Subscription
     from tavrida.plugins.transports import Delivery
 
-#: Seconds. Python runs signal handlers in the main thread between two waits, not in a long one.
-SLICE = 0.5
-
 #: What stands for every method of a service.
 EVERY = "*"
 
@@ -43,7 +40,7 @@ class Listen(Connected):
             "--timeout",
             type=float,
             metavar="SECONDS",
-            help="end after so long; exit code 2 if fewer have come than --count says, or none",
+            help="listen for so long; exit code 2 if fewer have come than --count says, or none",
         )
         parser.add_argument("--exchange", help="where to listen, instead of what discovery says")
         parser.add_argument(
@@ -68,9 +65,11 @@ class Listen(Connected):
                 raise WrongUsage(f"--{name} {value} should be more than 0")
         config, discovery = options.read_client(self.parsed(args), service)
         exchange = args.exchange or discovery.get_local_publisher(service)
-        deadline = float("inf") if args.timeout is None else time.monotonic() + args.timeout
         key = f"{service}.{method}"
         with Subscription(self.place(config, args), exchange, key) as subscription:
+            subscription.wait()
+            seconds = float("inf") if args.timeout is None else args.timeout
+            deadline = time.monotonic() + seconds
             heard = print_all(subscription, FORMATS[args.formatter], args.count, deadline)
         if heard < (args.count or 1):
             raise exceptions.CallTimeout(
@@ -97,6 +96,8 @@ def print_all(
     deadline: float,
 ) -> int:
     """Print until so many were heard, or the deadline; return how many were."""
+    from tavrida.loop import SLICE
+
     heard = 0
     while heard != count:
         left = deadline - time.monotonic()
