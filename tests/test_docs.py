@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import reference, transcripts
+from docs import picture, reference, transcripts
 from tavrida import options
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -25,6 +25,11 @@ def test_transcripts_are_what_the_commands_print() -> None:
         now = transcripts.rewritten(text)
     difference = difflib.unified_diff(text.splitlines(), now.splitlines(), "docs/cli.md", "now")
     assert text == now, "run ./dev docs:\n" + "\n".join(difference)
+
+
+def test_the_picture_is_what_the_command_draws() -> None:
+    """Of the example's exchanges.conf."""
+    assert picture.FILE.read_text(encoding="utf-8") == picture.picture(), "run ./dev docs"
 
 
 def test_the_reference_is_what_the_options_say() -> None:

@@ -27,6 +27,12 @@ ECHO = """
     class Echo(service.ServiceController):
         \"\"\"Says what it hears. And more.\"\"\"
 
+        @classmethod
+        def list_opts(cls):
+            from oslo_config import cfg
+
+            return [cfg.StrOpt("token", secret=True, help="Nobody may see it.")]
+
         @dispatcher.rpc_method(service="echo", method="echo")
         def echo(self, request, proxy, **payload):
             return payload

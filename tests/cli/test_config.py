@@ -167,7 +167,8 @@ def test_secrets_are_masked(config: Tavrida, ini: Callable[..., Path], form: str
         "secret.conf",
         "[connection]\nurl = amqp://ann:s3cret@one/,amqp://ann:s3cret@two/\n"
         "password_command = print s3cret\n"
-        "[outbox]\nurl = postgresql://bob@db/x?password=s3cret&sslmode=require\n",
+        "[outbox]\nurl = postgresql://bob@db/x?password=s3cret&sslmode=require\n"
+        "[server]\nservices = echo\n[service:echo]\ntoken = s3cret\n",
     )
     ended = config("show", "--config-file", path, "-f", form)
     assert 0 == ended.code
