@@ -30,7 +30,7 @@ def files_of(
     file, folders where it names no folder.
     """
     named = [
-        (name, (equals and value) or following)
+        (name, value if equals else following)
         for argument, following in zip_longest(arguments, arguments[1:], fillvalue="")
         for name, equals, value in [argument.partition("=")]
         if name in ("--config-file", "--config-dir")

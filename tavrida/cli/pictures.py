@@ -69,6 +69,7 @@ class Graph:
         self.edges.append(Edge(start, end, [label]))
 
 
+#: What a row says of a thing beside its kind and name.
 Said = Mapping[str, Any]
 
 
@@ -77,8 +78,8 @@ def graph_of(rows: Iterable[Sequence[Any]]) -> Graph:
     things: dict[str, list[tuple[str, Said]]] = {kind: [] for kind in _DRAW}
     for kind, name, type_, cell in rows:
         said = cell.machine_readable() if hasattr(cell, "machine_readable") else cell
-        sort = "delay" if "message_ttl" in said else kind
-        things[sort].append((name, {**said, "type": type_}))
+        drawn_as = "delay" if "message_ttl" in said else kind
+        things[drawn_as].append((name, {**said, "type": type_}))
     dead = {said.get("dead_letter_to") for _, said in things["queue"]}
     graph = Graph()
     for kind, draw in _DRAW.items():
