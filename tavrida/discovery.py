@@ -63,6 +63,11 @@ class Discovery:
         """Return the exchange that the service publishes to, or raise ServiceUnknown."""
         return _look_up(self._local_publishers, service_name, "register_local_publisher")
 
+    @property
+    def registered(self) -> tuple[str, ...]:
+        """The names of the services that were registered to take requests."""
+        return tuple(self._remote)
+
     def is_registered(self, service_name: str) -> bool:
         """Tell whether the service was registered by name; a mere convention does not count.
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from tavrida import exceptions
@@ -19,24 +21,59 @@ Sections = Mapping[str, Iterable[str]]
 _SLIP = 0.85
 
 
-def files_of(config_files: Iterable[str], config_dirs: Iterable[str]) -> list[Path]:
-    """Return the files in the order in which they are read; the last one wins."""
-    files = [Path(path) for path in config_files]
-    for folder in config_dirs:
-        files += sorted(Path(folder).glob("*.conf"))
-    return files
+def files_of(
+    arguments: Sequence[str], default_files: Iterable[str], default_dirs: Iterable[str]
+) -> list[Path]:
+    """Return the files in the order in which oslo.config reads them; the last one wins.
+
+    What the command line names comes in its order, after the defaults: files where it names no
+    file, folders where it names no folder.
+    """
+    named = [
+        (name, value if equals else following)
+        for argument, following in zip_longest(arguments, arguments[1:], fillvalue="")
+        for name, equals, value in [argument.partition("=")]
+        if name in ("--config-file", "--config-dir")
+    ]
+    kinds = {kind for kind, _ in named}
+    found = [] if "--config-file" in kinds else list(map(Path, default_files))
+    folders = [] if "--config-dir" in kinds else [("--config-dir", path) for path in default_dirs]
+    for kind, name in (*folders, *named):
+        path = Path(name).expanduser()
+        found += [path] if kind == "--config-file" else sorted(path.glob("*.conf"))
+    return found
 
 
-def place_of(files: list[Path], section: str, name: str) -> str:
-    """Return "FILE:LINE: ", or the name of an environment variable, that sets an option."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who gives an option its value: ``file``, ``environment``, ``command line`` or ``default``."""
+
+    kind: str
+    #: The path of the file, or the name of the variable or of the argument.
+    name: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.line}" if self.line else self.name or self.kind
+
+
+def sources_of(files: Sequence[Path], section: str, name: str) -> list[Source]:
+    """Return all that set an option in the environment and in files; the first one counts."""
+    found = []
     variable = f"OS_{section}__{name}".upper()
     if variable in os.environ:
-        return f"{variable}: "
+        found.append(Source("environment", variable))
     for path in reversed(files):
         line = line_of(path, section, name)
         if line:
-            return f"{path}:{line}: "
-    return ""
+            found.append(Source("file", str(path), line))
+    return found
+
+
+def place_of(files: Sequence[Path], section: str, name: str) -> str:
+    """Return "FILE:LINE: ", or the name of an environment variable, that sets an option."""
+    sources = sources_of(files, section, name)
+    return f"{sources[0]}: " if sources else ""
 
 
 def line_of(path: Path, section: str, name: str = "") -> int:
@@ -75,6 +112,28 @@ def strangers(path: Path, sections: Sections, known: Sections, opaque: set[str])
                 for name in names
                 if name not in known[section]
             ]
+    return faults
+
+
+def strange_variables(known: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return a sentence for each environment variable that looks like an option and is none.
+
+    ``known`` are the options of the sections that a variable can reach. Other programs have
+    variables of this form too, so that of a section far from all of these is left alone.
+    """
+    faults = []
+    for variable in sorted(os.environ):
+        found = re.fullmatch(r"OS_([A-Z]+)__([A-Z0-9_]+)", variable)
+        if not found:
+            continue
+        section, name = found[1].lower(), found[2].lower()
+        if section not in known:
+            near = exceptions.did_you_mean(section, known, _SLIP)
+            if near:
+                faults.append(f"{variable}: section [{section}] is unknown{near}")
+        elif name not in known[section]:
+            near = exceptions.did_you_mean(name, known[section])
+            faults.append(f"{variable}: [{section}] {name} is unknown{near}")
     return faults
 
 

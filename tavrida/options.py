@@ -27,6 +27,7 @@ from tavrida.config import (
     OutboxSettings,
     ServerSettings,
     options_of,
+    redact,
 )
 from tavrida.discovery import Discovery
 from tavrida.middleware import Middleware
@@ -36,8 +37,13 @@ from tavrida.plugins.middleware.dedup import Dedup
 from tavrida.retries import DEFAULT, Retries, Retry
 from tavrida.service import ServiceController
 
-#: Files, environment and command line, parsed and not checked yet.
-Parsed = cfg.ConfigOpts
+
+class Parsed(cfg.ConfigOpts):
+    """Files, environment and command line, parsed and not checked yet."""
+
+    #: The files in the order of reading; the last one wins.
+    files: tuple[Path, ...] = ()
+
 
 #: How a type of a settings field is read from the ini.
 _OPTION_TYPES: dict[type, type[cfg.Opt]] = {
@@ -155,6 +161,18 @@ class ServiceSection:
 
 
 @dataclass(frozen=True, slots=True)
+class Setting:
+    """An option as it is in force: its value, whose secrets are masked, and who gave it."""
+
+    section: str
+    name: str
+    value: Any
+    source: inifiles.Source
+    #: What else gives it a value, which does not count; the nearest to count comes first.
+    others: tuple[inifiles.Source, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
     """Everything that the files, the environment and the command line say."""
 
@@ -207,14 +225,14 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     return copy.deepcopy(groups)
 
 
-def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ()) -> cfg.ConfigOpts:
+def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ()) -> Parsed:
     """Return the parsed files, environment and command line; values are not checked yet.
 
     Raises:
         ConfigError: a file is missing or is no ini; names it.
         SystemExit: the command line is wrong, or asked for help or the version.
     """
-    conf = cfg.ConfigOpts()
+    conf = Parsed()
     conf.register_cli_opts(list(command_line))
     for name, settings in SECTIONS.items():
         conf.register_opts(_options(settings), name)
@@ -240,10 +258,13 @@ def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ())
             except UnicodeDecodeError:
                 raise exceptions.ConfigError(f"{path} is not UTF-8: {error}") from None
         raise
+    conf.files = tuple(
+        inifiles.files_of(arguments, conf.default_config_files, conf.default_config_dirs)
+    )
     return conf
 
 
-def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
+def survey(conf: Parsed) -> tuple[Configuration, exceptions.Faults]:
     """Return the configuration of a server, every plugin that it names loaded, and its faults.
 
     Faults are unknown sections and options, wrong values, plugins that cannot be loaded, and what
@@ -251,14 +272,19 @@ def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
     wrong values, and services that cannot work are left out.
     """
     reader = _Reader(conf)
-    settings = reader.settings()
-    names = settings["server"].services
-    if not names and not reader.is_wrong("server", "services"):
+    configuration = _survey(reader)
+    if not configuration.server.services and not reader.is_wrong("server", "services"):
         controllers = ", ".join(point.name for point in plugins.installed(plugins.CONTROLLERS))
         reader.faults.add(
             "[server] services names none: name the services to run. Installed controllers: "
             f"{controllers or 'none'}."
         )
+    return configuration, reader.faults
+
+
+def _survey(reader: _Reader) -> Configuration:
+    settings = reader.settings()
+    names = settings["server"].services
     services = []
     for name in dict.fromkeys(names):
         with reader.faults.collected():
@@ -266,20 +292,30 @@ def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
     retries = reader.retries(names, {each.name: each.controller for each in services})
     middleware = reader.middleware(settings["server"])
     reader.check_strangers()
-    return (
-        Configuration(**settings, services=tuple(services), retries=retries, middleware=middleware),
-        reader.faults,
+    return Configuration(
+        **settings, services=tuple(services), retries=retries, middleware=middleware
     )
 
 
-def read(conf: cfg.ConfigOpts) -> Configuration:
+def show(conf: Parsed) -> tuple[list[Setting], exceptions.Faults]:
+    """Return every option as it is in force, and all faults.
+
+    Those of plugins are among them, as far as their plugin can be loaded. The default stands
+    for a wrong value.
+    """
+    reader = _Reader(conf)
+    _survey(reader)
+    return reader.shown(), reader.faults
+
+
+def read(conf: Parsed) -> Configuration:
     """Return the configuration of a server; raise ConfigError with every fault of ``survey``."""
     configuration, faults = survey(conf)
     faults.check()
     return configuration
 
 
-def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, Discovery]:
+def read_client(conf: Parsed, service: str) -> tuple[ConnectionConfig, Discovery]:
     """Return what a client needs to reach a service: the connection, and where the service is.
 
     That is the exchange of its ``[service:NAME]`` section, or what the first
@@ -291,15 +327,13 @@ def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, D
     reader = _Reader(conf)
     settings = reader.settings()
     discovery = _default_discovery()
-    sections = conf.list_all_sections()
-    for section in sections:
-        if section.startswith("discovery:"):
-            with reader.faults.collected():
-                found = reader.discovery(section.partition(":")[2])
-                if found is not None:
-                    _copy(service, found, discovery)
+    for name in reader.discoveries():
+        with reader.faults.collected():
+            found = reader.discovery(name)
+            if found is not None:
+                _copy(service, found, discovery)
     group = f"service:{service}"
-    if group in sections:
+    if group in conf.list_all_sections():
         values = reader.client_values(group)
         discovery.register_remote_service(service, values["exchange"] or service)
         if values["publish_exchange"]:
@@ -310,7 +344,7 @@ def read_client(conf: cfg.ConfigOpts, service: str) -> tuple[ConnectionConfig, D
     return settings["connection"], discovery
 
 
-def read_queues(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, dict[str, str]]:
+def read_queues(conf: Parsed) -> tuple[ConnectionConfig, dict[str, str]]:
     """Return the connection, and by name the queue of every service that the files speak of.
 
     No controller is loaded: where an operator sits, it need not be installed.
@@ -332,7 +366,7 @@ def read_queues(conf: cfg.ConfigOpts) -> tuple[ConnectionConfig, dict[str, str]]
 
 
 def read_outbox(
-    conf: cfg.ConfigOpts,
+    conf: Parsed,
 ) -> tuple[ConnectionConfig, Discovery, OutboxSettings, LogSettings]:
     """Return what the relay of an outbox needs: it sends to any service, for any source.
 
@@ -341,17 +375,37 @@ def read_outbox(
     Raises:
         ConfigError: as ``read``, for the sections that are read here.
     """
+    settings, everywhere, _ = _read_everywhere(conf)
+    return settings["connection"], everywhere, settings["outbox"], settings["log"]
+
+
+def read_services(conf: Parsed) -> tuple[ConnectionConfig, Discovery, tuple[str, ...]]:
+    """Return the connection, where any service is, and the names of those the files speak of.
+
+    Where a service is, is said as for ``read_client``.
+
+    Raises:
+        ConfigError: as ``read``, for the sections that are read here.
+    """
+    settings, everywhere, names = _read_everywhere(conf)
+    return settings["connection"], everywhere, tuple(dict.fromkeys(names))
+
+
+def _read_everywhere(conf: Parsed) -> tuple[dict[str, Any], Discovery, list[str]]:
+    """Return the fixed sections, the discovery of all services, and the names of those named."""
     reader = _Reader(conf)
     settings = reader.settings()
+    names = [*settings["server"].services]
     own = Discovery()
     discoveries = [own]
+    for name in reader.discoveries():
+        with reader.faults.collected():
+            found = reader.discovery(name)
+            discoveries += [found] if found is not None else []
     for section in conf.list_all_sections():
         kind, _, name = section.partition(":")
-        if kind == "discovery":
-            with reader.faults.collected():
-                found = reader.discovery(name)
-                discoveries += [found] if found is not None else []
-        elif kind == "service":
+        if kind == "service":
+            names.append(name)
             values = reader.client_values(section)
             own.register_remote_service(name, values["exchange"] or name)
             if values["publish_exchange"]:
@@ -359,8 +413,8 @@ def read_outbox(
     reader.retries((), None)
     reader.check_strangers()
     reader.faults.check()
-    everywhere = _Everywhere([*discoveries, _default_discovery()])
-    return settings["connection"], everywhere, settings["outbox"], settings["log"]
+    names += [name for each in discoveries for name in each.registered]
+    return settings, _Everywhere([*discoveries, _default_discovery()]), names
 
 
 class _Everywhere(Discovery):
@@ -404,9 +458,9 @@ def _default_discovery() -> Discovery:
 class _Reader:
     """Reads sections and loads their plugins, each one once; collects what is wrong."""
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, conf: Parsed) -> None:
         self._conf = conf
-        self._files = inifiles.files_of(conf.config_file or (), conf.config_dir or ())
+        self.files = conf.files
         self._discoveries: dict[str, Discovery | None] = {}
         #: Sections whose plugin could not be loaded, so that nobody knows its options.
         self._opaque: set[str] = set()
@@ -519,6 +573,20 @@ class _Reader:
             )
         return cls
 
+    def discoveries(self) -> list[str]:
+        """Return the names of the [discovery:NAME] sections that set anything.
+
+        One that sets nothing, as in a copy of the sample, is nobody's.
+        """
+        filled = {
+            name
+            for path in self.files
+            for name, options in _parsed(path).items()
+            if options and name.startswith("discovery:")
+        }
+        sections = self._conf.list_all_sections()
+        return [name.partition(":")[2] for name in sections if name in filled]
+
     def discovery(self, name: str, asked_by: str = "") -> Discovery | None:
         """Return the backend of a ``[discovery:NAME]`` section; None if its faults were told."""
         if name not in self._discoveries:
@@ -608,9 +676,22 @@ class _Reader:
                 self._fault(group, name, _NOT_A_NUMBER.sub("should be a number, not", reason))
         return values
 
+    def shown(self) -> list[Setting]:
+        """Return every option of the sections that were read, as it is in force."""
+        found = []
+        for group, options in self._options.items():
+            for name, value in self.values(group).items():
+                given = inifiles.sources_of(self.files, group, name)
+                first, *others = [*given, inifiles.Source("default")]
+                shown = _implied(group, name) if value in (None, "", []) else value
+                if options[name].secret and shown:
+                    shown = _masked(group, shown)
+                found.append(Setting(group, name, shown, first, tuple(others[:-1])))
+        return found
+
     def _fault(self, group: str, name: str, reason: str, joint: str = ": ") -> None:
         self._wrong.add((group, name))
-        place = inifiles.place_of(self._files, group, name)
+        place = inifiles.place_of(self.files, group, name)
         self.faults.add(f"{place}[{group}] {name}{joint}{reason}")
 
     def check_strangers(self) -> None:
@@ -619,11 +700,49 @@ class _Reader:
         for name in self._conf:
             if isinstance(self._conf[name], cfg.ConfigOpts.GroupAttr):
                 known[name] = set(self._conf[name])
-        for path in self._files:
-            sections: dict[str, dict[str, list[str]]] = {}
-            cfg.ConfigParser(str(path), sections).parse()
-            for fault in inifiles.strangers(path, sections, known, self._opaque):
+        for path in self.files:
+            for fault in inifiles.strangers(path, _parsed(path), known, self._opaque):
                 self.faults.add(fault)
+        reachable = {name: known[name] for name in (*SECTIONS, "retry") if name in known}
+        for fault in inifiles.strange_variables(reachable):
+            self.faults.add(fault)
+
+
+def _parsed(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Return what a file says, by section and option."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    cfg.ConfigParser(str(path), sections).parse()
+    return sections
+
+
+#: The options that are the name of their section where they say nothing.
+_NAMED_BY_SECTION = {
+    ("service", "controller"),
+    ("service", "exchange"),
+    ("service", "queue"),
+    ("discovery", "backend"),
+}
+
+#: A password among the parameters of a url.
+_PASSWORD = re.compile(r"(password=)[^&]*", re.IGNORECASE)
+
+
+def _implied(group: str, name: str) -> Any:
+    """Return what holds where an option says nothing; None where that is nothing."""
+    kind, _, own = group.partition(":")
+    if (group, name) == ("connection", "url"):
+        with contextlib.suppress(exceptions.ConfigError):  # told already
+            return [state.default_url()]
+    return own if (kind, name) in _NAMED_BY_SECTION else None
+
+
+def _masked(group: str, value: Any) -> Any:
+    """Return a secret as it may be shown: of tavrida's own urls, all but the password."""
+    if group in SECTIONS and "://" in str(value):
+        urls = value if isinstance(value, list) else [value]
+        shown = [_PASSWORD.sub(r"\1***", redact(url)) for url in urls]
+        return shown if isinstance(value, list) else shown[0]
+    return "***"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from tests.rabbitmq import Node, missing
 def _environment() -> None:
     """Forget settings of the shell that would go before those of the tests, or hide a fault."""
     for name in list(os.environ):
-        if name.startswith("OS_") or name == "PYTHONUNBUFFERED":
+        if name.startswith(("OS_", "CLIFF_")) or name == "PYTHONUNBUFFERED":
             del os.environ[name]
 
 

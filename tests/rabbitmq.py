@@ -237,11 +237,14 @@ class Node:
             f"rabbit_auth_backend_internal:add_user({_binary(name)}, {_binary(password)}, {_BY})"
         )
 
-    def permit(self, user: str, vhost: str) -> None:
-        """Give a user every right on a virtual host."""
+    def permit(
+        self, user: str, vhost: str, *, configure: str = ".*", write: str = ".*", read: str = ".*"
+    ) -> None:
+        """Give a user rights on what the patterns match in a virtual host; every one by default."""
+        patterns = ", ".join(map(_binary, (configure, write, read)))
         self._must_be_ok(
             "rabbit_auth_backend_internal:set_permissions("
-            f'{_binary(user)}, {_binary(vhost)}, <<".*">>, <<".*">>, <<".*">>, {_BY})'
+            f"{_binary(user)}, {_binary(vhost)}, {patterns}, {_BY})"
         )
 
     # -- inside --------------------------------------------------------------------------------

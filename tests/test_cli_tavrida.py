@@ -371,6 +371,7 @@ def test_plugin_list_shows_strangers_beside_built_ins(plugin_list: Callable[...,
         "Class": "acme_echo:Echo",
         "Distribution": "acme-echo",
         "Version": "1.0",
+        "Loads": "yes",
     }
     for built_in in (
         ("tavrida.discovery", "convention"),

@@ -110,7 +110,9 @@ def test_show_needs_no_broker(nowhere: Site) -> None:
     ended = nowhere.topology("show", "-f", "json", kind="quorum")
     assert (ended.code, ended.stderr) == (0, "")
     rows = json.loads(ended.stdout)
-    assert {"exchange", "queue", "binding"} == {row["Kind"] for row in rows}
+    assert {"service", "exchange", "queue", "binding"} == {row["Kind"] for row in rows}
+    settings = {"queue": "shop", "exchange": "shop", "publishes_to": "shop.notifications"}
+    assert {"Kind": "service", "Name": "shop", "Type": "", "Settings": settings} in rows
     assert {"Kind": "exchange", "Name": "shop", "Type": "topic", "Settings": {}} in rows
     queue = queues_of(ended)["shop"]
     assert "quorum" == queue["Type"]

@@ -87,7 +87,7 @@ class Ini:
         self.folder = folder
         self.path = folder / "1.conf"
 
-    def parse(self, *texts: str | bytes, arguments: tuple[str, ...] = ()) -> cfg.ConfigOpts:
+    def parse(self, *texts: str | bytes, arguments: tuple[str, ...] = ()) -> options.Parsed:
         given = []
         for number, text in enumerate(texts, 1):
             path = self.folder / f"{number}.conf"

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
+import os
 import sys
-from typing import Any, NoReturn
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cliff.app import App
 from cliff.command import Command
@@ -15,7 +18,15 @@ from cliff.commandmanager import CommandManager
 
 from tavrida import exceptions, plugins
 
-OK, ERROR, NO_ANSWER, NO_BROKER, WRONG_USAGE = 0, 1, 2, 3, 64
+# The library itself is imported by the command that runs: all of them are loaded for --help.
+if TYPE_CHECKING:
+    from tavrida.config import ConnectionConfig
+    from tavrida.options import Parsed
+
+OK, ERROR, NO_ANSWER, NO_BROKER, TO_DO, WRONG_USAGE = 0, 1, 2, 3, 4, 64
+
+#: As shells have it: ended by Ctrl-C, and by whoever read the output and had enough.
+INTERRUPTED, UNREAD = 130, 141
 
 
 class WrongUsage(Exception):
@@ -36,11 +47,17 @@ class Application(App):
 
     def __init__(self, version: str) -> None:
         super().__init__(
-            "Call, cast and publish to services over RabbitMQ.",
+            "Talk to services over RabbitMQ, and look after them.",
             version,
             LazyCommands(plugins.COMMANDS),
             deferred_help=True,
         )
+        # cliff's own would be a second one beside ours.
+        self.command_manager.commands.pop("complete", None)
+
+    def interact(self) -> None:
+        """Show the help: without a command, cliff would begin a shell of its own."""
+        self.run(["--help"])
 
     def configure_logging(self) -> None:
         """Warnings of the library go to stderr, one line each; --debug shows everything."""
@@ -52,15 +69,29 @@ class Application(App):
         try:
             self.command_manager.find_command(argv)
         except ValueError:
-            words = " ".join(argv)
-            near = exceptions.did_you_mean(words, self.command_manager.commands)
-            print(f"tavrida: no command {words!r}{near}; see tavrida --help", file=sys.stderr)
+            print(f"tavrida: {self._why_unknown(argv)}", file=sys.stderr)
             return WRONG_USAGE
         return int(super().run_subcommand(argv))
+
+    def _why_unknown(self, argv: list[str]) -> str:
+        words = " ".join(takewhile(lambda word: not word.startswith("-"), argv)) or argv[0]
+        known = self.command_manager.commands
+        group = [name.removeprefix(f"{words} ") for name in known if name.startswith(f"{words} ")]
+        if group:
+            return f"{words!r} wants a word more: {', '.join(sorted(group))}"
+        return f"no command {words!r}{exceptions.did_you_mean(words, known)}; see tavrida --help"
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on stderr."""
+    print(f"tavrida: {text}", file=sys.stderr, flush=True)
 
 
 class TavridaCommand(Command):
     """Base of tavrida's commands: turns errors into one line on stderr and an exit code."""
+
+    #: The exit code where there is no error; a command that finds something to do changes it.
+    verdict = OK
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
@@ -73,9 +104,15 @@ class TavridaCommand(Command):
         parser.error = wrong_usage  # type: ignore[method-assign]
         return parser
 
+    def get_epilog(self) -> str:
+        # cliff looks through all packages for the one that gives the command, which takes longer
+        # than many commands do. Of tavrida's own nobody has to be told.
+        is_own = type(self).__module__.partition(".")[0] == "tavrida"
+        return self._epilog or "" if is_own else super().get_epilog()
+
     def run(self, parsed_args: Any) -> int:
         try:
-            return super().run(parsed_args) or OK
+            return super().run(parsed_args) or self.verdict
         except WrongUsage as error:
             return self._fail(error, WRONG_USAGE)
         except exceptions.CallTimeout as error:
@@ -97,6 +134,65 @@ class TavridaCommand(Command):
         return code
 
 
+class Configured(TavridaCommand):
+    """Base of the commands that read the ini."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            "--config-file",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="an ini; may be given repeatedly, the last one wins",
+        )
+        parser.add_argument(
+            "--config-dir",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="a folder of them, read after the files: DIR/*.conf",
+        )
+        return parser
+
+    def parsed(self, args: argparse.Namespace) -> Parsed:
+        """Return what the files and the environment say; values are not checked yet.
+
+        Where no file is named they are those of ``tavrida-server``.
+        """
+        from tavrida import options
+
+        files = [f"--config-file={path}" for path in args.config_file]
+        folders = [f"--config-dir={path}" for path in args.config_dir]
+        return options.parse([*files, *folders], "tavrida-server")
+
+
+class Connected(Configured):
+    """Base of the commands that connect to where the ini says, or ``--url``."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--url", help="where the broker is, instead of [connection] url")
+        return parser
+
+    def place(self, config: ConnectionConfig, args: argparse.Namespace) -> ConnectionConfig:
+        """Return the connection, to ``--url`` where that is given; its folder is there."""
+        from tavrida import state
+
+        if args.url:
+            config = dataclasses.replace(config, url=args.url)
+        state.prepare(config.urls)
+        return config
+
+
 def run(arguments: list[str], version: str) -> int:
     """Run ``tavrida`` with these arguments and return its exit code."""
-    return int(Application(version).run(arguments))
+    try:
+        code = int(Application(version).run(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = UNREAD
+    if code == UNREAD:
+        # What is left in the buffer shall not fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

@@ -35,6 +35,18 @@ def installed(namespace: str) -> list[EntryPoint]:
     return sorted(importlib.metadata.entry_points(group=namespace), key=lambda point: point.name)
 
 
+def refresh(namespace: str) -> list[EntryPoint]:
+    """Have stevedore see the entry points of a namespace as they are now, and return them.
+
+    Its own cache on disk can be stale for good and forgets the distribution.
+    """
+    # Clients that never load a plugin by name do not pay for this import.
+    from stevedore.extension import ExtensionManager
+
+    points = ExtensionManager.ENTRY_POINT_CACHE[namespace] = installed(namespace)
+    return points
+
+
 def origin_of(point: EntryPoint) -> str:
     """Return "module:Class of DISTRIBUTION VERSION" for messages."""
     return f"{point.value} of {point.dist.name} {point.dist.version}" if point.dist else point.value
@@ -47,10 +59,9 @@ def load(namespace: str, name: str, base: type[Base]) -> type[Base]:
         PluginError: it is not installed, several packages give it, it cannot be imported, or it
             is no subclass of ``base``. Names the distribution, or the names that exist.
     """
-    # Clients that never load a plugin by name do not pay for this import.
-    from stevedore import driver, extension
+    from stevedore import driver  # for those who load a plugin by name only
 
-    points = installed(namespace)
+    points = refresh(namespace)
     same = [point for point in points if point.name == name]
     if len(same) != 1:
         raise exceptions.PluginError(_why_not_one(namespace, name, same, points))
@@ -65,8 +76,6 @@ def load(namespace: str, name: str, base: type[Base]) -> type[Base]:
     def failed(manager: Any, entry_point: EntryPoint, reason: BaseException) -> None:
         fail(reason)
 
-    # stevedore's own cache on disk can be stale for good and forgets the distribution.
-    extension.ExtensionManager.ENTRY_POINT_CACHE[namespace] = points
     try:
         manager = driver.DriverManager(namespace, name, on_load_failure_callback=failed)
     except (AssertionError, SystemExit) as reason:  # these two pass stevedore's callback by

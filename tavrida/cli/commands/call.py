@@ -8,15 +8,14 @@ import argparse
 import json
 from typing import Any
 
-from cliff.show import ShowOne
-
 from tavrida import exceptions
 from tavrida.calls import MAX_TIMEOUT
-from tavrida.cli.application import TavridaCommand, WrongUsage
+from tavrida.cli.application import Connected, WrongUsage
+from tavrida.cli.tables import Showing
 from tavrida.entry_point import EntryPoint
 
 
-class Sending(TavridaCommand):
+class Sending(Connected):
     """What the three commands share: where to send, and what."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -30,35 +29,22 @@ class Sending(TavridaCommand):
             help="a value of the payload: JSON where it reads as JSON, else a string",
         )
         parser.add_argument("--json", metavar="'{...}'", help="the whole payload instead")
-        parser.add_argument(
-            "--config-file", action="append", default=[], help="an ini; may be given repeatedly"
-        )
-        parser.add_argument("--config-dir", action="append", default=[], help="a folder of them")
-        parser.add_argument("--url", help="where the broker is, instead of [connection] url")
         parser.add_argument("--exchange", help="where to send, instead of what discovery says")
         parser.add_argument("--serializer", default="json", help="the plugin that writes the body")
         return parser
 
     def client(self, args: argparse.Namespace, source: str = "tavrida_cli") -> Any:
         """Return a client for the service, and the payload."""
-        import dataclasses
-
-        from tavrida import options, state
+        from tavrida import options
         from tavrida.client import RPCClient
 
         target = target_of(args)
-        files = [f"--config-file={path}" for path in args.config_file]
-        folders = [f"--config-dir={path}" for path in args.config_dir]
-        conf = options.parse([*files, *folders], "tavrida")
-        config, discovery = options.read_client(conf, target.service)
-        if args.url:
-            config = dataclasses.replace(config, url=args.url)
+        config, discovery = options.read_client(self.parsed(args), target.service)
         if args.exchange:
             discovery.register_remote_service(target.service, args.exchange)
             discovery.register_local_publisher(target.service, args.exchange)
-        state.prepare(config.urls)
         return RPCClient(
-            config,
+            self.place(config, args),
             discovery=discovery,
             source=source,
             serializer=args.serializer,
@@ -108,7 +94,7 @@ def _laid_out(value: Any) -> Any:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-class Call(Sending, ShowOne):
+class Call(Sending, Showing):
     """Send a request and show the payload of its answer"""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:

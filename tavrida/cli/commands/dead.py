@@ -14,12 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cliff.lister import Lister
-from cliff.show import ShowOne
-
 from tavrida import exceptions
-from tavrida.cli.application import ERROR, OK, TavridaCommand, WrongUsage
+from tavrida.cli.application import ERROR, INTERRUPTED, OK, Connected, WrongUsage, note
 from tavrida.cli.progress import Bar
+from tavrida.cli.tables import Listing, Showing
 
 # The library itself is imported by the command that runs: all of them are loaded for --help.
 if TYPE_CHECKING:
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from tavrida.letters import Letter, Selection
     from tavrida.plugins.transports import Delivery
     from tavrida.recovery import Recovery, Tally
-
-#: The exit code of what was ended by Ctrl-C, as shells have it.
-INTERRUPTED = 130
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -40,12 +35,7 @@ _REASON = 60
 _LINES = 60
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config-file", action="append", default=[], help="an ini; may be given repeatedly"
-    )
-    parser.add_argument("--config-dir", action="append", default=[], help="a folder of them")
-    parser.add_argument("--url", help="where the broker is, instead of [connection] url")
+def _add_queue(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue",
         help="the queue to look into, by its whole name, such as test_service.dead; default: "
@@ -109,36 +99,26 @@ def _size(count: int) -> str:
     return f"{count:.3g} MB"
 
 
-def _note(text: str) -> None:
-    """Say something beside the result."""
-    print(f"tavrida: {text}", file=sys.stderr)
-
-
-class Dead(TavridaCommand):
+class Dead(Connected):
     """What the four commands share: where to look, and for which letters."""
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         try:
             return super().run(parsed_args)
         except KeyboardInterrupt:
-            _note("interrupted; what was not sent back or deleted is where it was")
+            note("interrupted; what was not sent back or deleted is where it was")
             return INTERRUPTED
 
     def places(self, args: argparse.Namespace) -> tuple[ConnectionConfig, dict[str, str]]:
         """Return the connection, and by service the queue that it reads."""
-        from tavrida import options, state
+        from tavrida import options
 
-        files = [f"--config-file={path}" for path in args.config_file]
-        folders = [f"--config-dir={path}" for path in args.config_dir]
-        config, services = options.read_queues(options.parse([*files, *folders], "tavrida"))
+        config, services = options.read_queues(self.parsed(args))
         if not services and not args.queue:
             raise WrongUsage(
                 "say where to look: --config-file with the services, or --queue NAME.dead"
             )
-        if args.url:
-            config = dataclasses.replace(config, url=args.url)
-        state.prepare(config.urls)
-        return config, services
+        return self.place(config, args), services
 
     def queues(
         self, args: argparse.Namespace, services: dict[str, str], recovery: Recovery
@@ -163,7 +143,7 @@ class Dead(TavridaCommand):
                 "run, and at this broker?"
             )
         for queue in missing:
-            _note(f"there is no queue {queue!r} yet: its service never ran")
+            note(f"there is no queue {queue!r} yet: its service never ran")
         return {queue: count for queue, count in counts.items() if count is not None}
 
     @contextmanager
@@ -228,13 +208,12 @@ def _found(
     return sorted(found, key=lambda letter: letter.at or 0), ids
 
 
-class DeadList(Dead, Lister):
+class DeadList(Dead, Listing):
     """List dead letters, the newest last"""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.set_defaults(fit_width=True)
-        _add_place(parser)
+        _add_queue(parser)
         _add_selection(parser)
         parser.add_argument(
             "--id", action="append", default=[], dest="ids", help="this one; a beginning will do"
@@ -247,7 +226,7 @@ class DeadList(Dead, Lister):
         with self.opened(args, "looking") as (recovery, queues, selection, _):
             found, ids = _found(recovery, queues, selection, args.limit)
         cut = f", the first {args.limit} of each (--limit)" if args.limit else ""
-        _note(f"{len(found)} of {sum(queues.values())} dead letters in {', '.join(queues)}{cut}")
+        note(f"{len(found)} of {sum(queues.values())} dead letters in {', '.join(queues)}{cut}")
         now = time.time()
         if args.formatter == "table":
             length = letters.shortest(ids)
@@ -286,16 +265,15 @@ def _row_for_people(letter: Letter, now: float, id_length: int) -> tuple[Any, ..
     )
 
 
-class DeadShow(Dead, ShowOne):
+class DeadShow(Dead, Showing):
     """Show one dead letter: why it died, where it came from, what is in it"""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.set_defaults(fit_width=True)
         parser.add_argument(
             "ids", nargs=1, metavar="ID", help="its id, or a beginning that no other one has"
         )
-        _add_place(parser)
+        _add_queue(parser)
         return parser
 
     def take_action(self, args: argparse.Namespace) -> tuple[list[str], list[Any]]:
@@ -413,7 +391,7 @@ class Acting(Dead):
         parser.add_argument(
             "ids", nargs="*", default=[], metavar="ID", help="these; a beginning of each will do"
         )
-        _add_place(parser)
+        _add_queue(parser)
         _add_selection(parser)
         parser.add_argument("--all", action="store_true", help="all dead letters")
         return parser
@@ -502,5 +480,5 @@ def _conclude(done: str, queues: dict[str, int], tallies: Sequence[Tally]) -> in
     print(f"{count} of {sum(queues.values())} dead letters {done}")
     for tally in tallies:
         for why, number in tally.kept.items():
-            _note(f"{number} stay: {why}")
+            note(f"{number} stay: {why}")
     return ERROR if any(tally.kept for tally in tallies) else OK

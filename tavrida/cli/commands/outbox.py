@@ -13,29 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from tavrida import exceptions
-from tavrida.cli.application import TavridaCommand
+from tavrida.cli.application import Configured, TavridaCommand
 
 
-class OutboxRelay(TavridaCommand):
+class OutboxRelay(Configured):
     """Publish what an outbox stored, until SIGTERM or SIGINT"""
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument(
-            "--config-file", action="append", default=[], help="an ini; may be given repeatedly"
-        )
-        parser.add_argument("--config-dir", action="append", default=[], help="a folder of them")
-        return parser
 
     def take_action(self, args: argparse.Namespace) -> None:
         from tavrida import options, state
         from tavrida.client import RPCClient
         from tavrida.outbox.relay import Relay
 
-        files = [f"--config-file={path}" for path in args.config_file]
-        folders = [f"--config-dir={path}" for path in args.config_dir]
-        conf = options.parse([*files, *folders], "tavrida")
-        connection, discovery, settings, log = options.read_outbox(conf)
+        connection, discovery, settings, log = options.read_outbox(self.parsed(args))
         connect = connector_of(settings.url)
         logging.basicConfig(
             stream=sys.stderr, level=log.level, format="%(asctime)s %(message)s", force=True

@@ -5,24 +5,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import dataclasses
-import os
-import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from cliff.columns import FormattableColumn
-from cliff.lister import Lister
 
 from tavrida import exceptions
-from tavrida.cli.application import OK, TavridaCommand, WrongUsage
-
-Result = TypeVar("Result")
-
-#: The exit code of ``plan`` where ``apply`` would do something.
-TO_DO = 4
+from tavrida.cli.application import TO_DO, Connected, WrongUsage
+from tavrida.cli.tables import Listing
 
 #: What a plan's action means, for people.
 _HOW = {
@@ -55,72 +48,40 @@ class Changes(FormattableColumn[Any]):
         return {name: {"old": old, "new": new} for name, (old, new) in self._value.items()}
 
 
-class Configured(TavridaCommand):
+class Assembled(Connected):
     """What the three commands share: whose topology."""
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument(
-            "--config-file", action="append", default=[], help="an ini; may be given repeatedly"
-        )
-        parser.add_argument("--config-dir", action="append", default=[], help="a folder of them")
-        parser.add_argument("--url", help="where the broker is, instead of [connection] url")
-        return parser
 
     def server(self, args: argparse.Namespace) -> Any:
         """Return the server that the files describe."""
-        from tavrida import assembly, options
+        from tavrida import assembly
 
-        files = [f"--config-file={path}" for path in args.config_file]
-        folders = [f"--config-dir={path}" for path in args.config_dir]
-        server, _ = assembly.load(options.parse([*files, *folders], "tavrida"))
-        if args.url:
-            server.config = dataclasses.replace(server.config, url=args.url)
+        server, _ = assembly.load(self.parsed(args))
+        server.config = self.place(server.config, args)
         return server
 
 
-def at_broker(config: Any, action: Callable[[Any], Awaitable[Result]]) -> Result:
-    """Run an action with an open transport to the broker; give up when that is lost for good."""
-    from tavrida import plugins, state
-    from tavrida.loop import LoopThread
-    from tavrida.plugins.transports import Events, Transport
+class TopologyShow(Assembled, Listing):
+    """Show the services, exchanges, queues and bindings, also as a picture; asks no broker"""
 
-    state.prepare(config.urls)
-    # A server waits for its broker for ever; a person does not.
-    config = dataclasses.replace(config, reconnect_attempts=config.connection_attempts)
-    cls = plugins.load(plugins.TRANSPORTS, config.scheme, Transport)  # type: ignore[type-abstract]
-    loop = LoopThread("tavrida-topology")
-
-    async def run() -> Result:
-        failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        events = Events(lambda reason: None, failed.set_result)
-        name = f"tavrida topology@{socket.gethostname()} {os.getpid()}"
-        transport = cls(config, loop, name, events)
-        await transport.open(config.connection_attempts)
-        acting = asyncio.ensure_future(action(transport))
-        try:
-            either: set[asyncio.Future[Any]] = {acting, failed}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not acting.done():
-                raise failed.result()
-            return acting.result()
-        finally:
-            acting.cancel()
-            await transport.close()
-
-    try:
-        return loop.run(run())
-    finally:
-        loop.stop()
-
-
-class TopologyShow(Configured, Lister):
-    """Show the exchanges, queues and bindings that the services need; asks no broker"""
+    @property
+    def formatter_namespace(self) -> str:
+        return "tavrida.topology_formats"
 
     def take_action(self, args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        topology = self.server(args).topology
+        server = self.server(args)
+        topology = server.topology
         things = (*topology.exchanges, *topology.queues, *topology.bindings)
-        return ("Kind", "Name", "Type", "Settings"), [_row(thing) for thing in things]
+        rows = [*map(_service_row, server.placements), *map(_row, things)]
+        return ("Kind", "Name", "Type", "Settings"), rows
+
+
+def _service_row(placement: Any) -> tuple[Any, ...]:
+    service = placement.dispatcher.service
+    settings = {"queue": placement.queue, "exchange": placement.exchange}
+    # Unknown: it publishes nothing, or is told so when it tries.
+    with contextlib.suppress(exceptions.ServiceUnknown):
+        settings["publishes_to"] = placement.addresses.local_publisher(service)
+    return "service", service, "", Settings(settings)
 
 
 def _row(thing: Any) -> tuple[Any, ...]:
@@ -139,24 +100,21 @@ def _row(thing: Any) -> tuple[Any, ...]:
     )
 
 
-class TopologyPlan(Configured, Lister):
+class TopologyPlan(Assembled, Listing):
     """Say what apply would do; exit code 4 if that is anything"""
-
-    is_anything_to_do = False
 
     def take_action(self, args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         from tavrida import migration
+        from tavrida.cli.broker import at_broker
 
         server = self.server(args)
-        items = at_broker(server.config, lambda broker: migration.plan(broker, server.topology))
-        self.is_anything_to_do = any(item.action not in migration.IDLE for item in items)
+        topology = server.topology
+        items = at_broker(server.config, "topology", lambda it: migration.plan(it, topology))
+        if any(item.action not in migration.IDLE for item in items):
+            self.verdict = TO_DO
         services = _services(server)
         columns = ("Kind", "Name", "Action", "Changes", "Messages", "Consumers", "How")
         return columns, [_plan_row(item, services) for item in items]
-
-    def run(self, parsed_args: Any) -> int:
-        code = super().run(parsed_args)
-        return TO_DO if code == OK and self.is_anything_to_do else code
 
 
 def _services(server: Any) -> Mapping[str, str]:
@@ -196,7 +154,7 @@ def _how(item: Any, services: Mapping[str, str]) -> str:
     return how
 
 
-class TopologyApply(Configured):
+class TopologyApply(Assembled):
     """Make what is missing, and change queues that differ without losing their messages"""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
@@ -206,15 +164,16 @@ class TopologyApply(Configured):
 
     def take_action(self, args: argparse.Namespace) -> None:
         from tavrida import migration
+        from tavrida.cli.broker import at_broker
 
         server = self.server(args)
         topology = server.topology
-        items = at_broker(server.config, lambda broker: migration.plan(broker, topology))
+        items = at_broker(server.config, "topology", lambda it: migration.plan(it, topology))
         moves = [item for item in items if item.action in migration.MOVING]
         if moves and not args.yes:
             _ask(moves, _services(server))
         try:
-            at_broker(server.config, lambda broker: migration.apply(broker, topology, _say))
+            at_broker(server.config, "topology", lambda it: migration.apply(it, topology, _say))
         except exceptions.ConnectionFailed as error:
             raise exceptions.ConnectionFailed(
                 f"{error}. No message is lost: run this again, it goes on where it was"
