@@ -417,6 +417,38 @@ class OutboxSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings:
+    """The ``[health]`` section, and ``Server(health=)``."""
+
+    port: int = option(
+        0,
+        "The port at which /live, /ready and /metrics answer over HTTP; 0 for none.",
+        minimum=0,
+        maximum=65_535,
+    )
+    host: str = option(
+        "127.0.0.1",
+        "The address to listen at. Whoever reaches it sees names of services and queues; 0.0.0.0 "
+        "is for probes from outside, as those of Kubernetes are.",
+    )
+    stuck_loop: float = option(
+        10.0,
+        "Seconds that the event loop may be held up, by an async def handler that blocks for "
+        "instance, until /live fails and an orchestrator may restart the process.",
+        minimum=0.1,
+    )
+    stuck_handler: float = option(
+        60.0,
+        "Seconds after which a handler that still runs is logged and told of by /ready; it stays "
+        "ready. 0 for never.",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """The ``[log]`` section; used by the commands, never by the library."""
 

@@ -146,6 +146,11 @@ class Handling:
 
     # -- running
 
+    @property
+    def is_running(self) -> bool:
+        """True while its handler runs. May be asked from any thread."""
+        return bool(self.gates) and self.passed == len(self.gates)
+
     def run(self) -> None:
         """Run a plain handler, in a worker thread and a context of its own."""
         here = contextvars.copy_context()

@@ -9,7 +9,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from types import CoroutineType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from tavrida import exceptions, messages
 from tavrida.messages import Error, IncomingMessage, Message, Response
@@ -20,6 +20,27 @@ Result = TypeVar("Result")
 
 #: Some work that yields the coroutines it needs run, is sent what each returned, and has a result.
 Steps = Generator[Coroutine[Any, Any, Any], Any, Result]
+
+
+#: What answers at a path of the health server: from the request's Accept, a content type and body.
+Page = Callable[[str], tuple[str, bytes]]
+
+
+class Vitals(Protocol):
+    """What a running server tells of itself; from any thread, and without waiting."""
+
+    #: What answers at further paths of the health server: "/metrics", for instance.
+    pages: dict[str, Page]
+    #: Called several times a second by the health server, from its thread; none may block.
+    looks: list[Callable[[], None]]
+
+    @property
+    def is_ready(self) -> bool:
+        """True while it is connected and the broker has confirmed every consumer."""
+
+    @property
+    def late_answers(self) -> int:
+        """Answers that nobody waited for any more."""
 
 
 class Skipped(Response):
@@ -56,6 +77,9 @@ class Middleware:
             ConfigError: the values cannot work; names the place and the remedy.
         """
         return cls()
+
+    def observe(self, vitals: Vitals) -> None:
+        """Called before a server that uses it connects; also for several of its services, once."""
 
     def process(self, message: Message) -> Message | Awaitable[Message]:
         """Return the message, changed or not, or another of its kind.

@@ -23,6 +23,7 @@ from tavrida import dispatcher, exceptions, inifiles, plugins, state
 from tavrida.config import (
     MAX_NUMBER,
     ConnectionConfig,
+    HealthSettings,
     LogSettings,
     OutboxSettings,
     ServerSettings,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, type] = {
     "connection": ConnectionConfig,
     "server": ServerSettings,
     "log": LogSettings,
+    "health": HealthSettings,
     "outbox": OutboxSettings,
 }
 
@@ -161,6 +163,7 @@ class Configuration:
     connection: ConnectionConfig
     server: ServerSettings
     log: LogSettings
+    health: HealthSettings
     outbox: OutboxSettings
     services: tuple[ServiceSection, ...]
     retries: Retries

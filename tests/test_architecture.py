@@ -55,6 +55,7 @@ ROOMS = [
     "standstill",
     "processing",
     "watch",
+    "health",
     "server",
     "client",
     "recovery",
