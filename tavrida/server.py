@@ -247,10 +247,12 @@ class Server:
                 self.settings.failure_window,
                 self.settings.failure_pause,
             ),
+            _unique(each.incoming for each in self.placements),
         )
         self._vitals = Vitals(self._consuming, self._publishing, self._processor, self._caller)
-        for each in _observers(self.placements):
-            each.observe(self._vitals)
+        chains = (chain for each in self.placements for chain in (each.incoming, each.outgoing))
+        for middleware in _unique(chains):
+            middleware.observe(self._vitals)
 
     async def _start(self) -> None:
         settings = self.settings
@@ -404,9 +406,8 @@ def _controller(cls: type[ServiceController]) -> ServiceController:
     return cls()
 
 
-def _observers(placements: Iterable[Placement]) -> list[Middleware]:
-    """Return all middleware of some placements, each one once."""
-    chains = (chain for each in placements for chain in (each.incoming, each.outgoing))
+def _unique(chains: Iterable[Sequence[Middleware]]) -> list[Middleware]:
+    """Return all middleware of some chains, each one once."""
     return list({id(each): each for chain in chains for each in chain}.values())
 
 
