@@ -70,6 +70,20 @@ def current() -> Context | None:
     )
 
 
+def names_of(it: Handled | None) -> tuple[str, str]:
+    """Return service and method of the handler of a message, for metrics, traces and logs.
+
+    Where the handler hears what another service did, the method has the name of that before it.
+    Both are empty for what no handler handles, whatever its sender calls it.
+    """
+    handler = it.handler if it is not None else None
+    if handler is None:
+        return "", ""
+    entry_point = handler.mark.entry_point
+    is_own = entry_point.service == handler.service
+    return handler.service, entry_point.method if is_own else str(entry_point)
+
+
 class LogFilter(logging.Filter):
     """Gives every record ``correlation_id`` and ``entry_point``, for the format of a log.
 

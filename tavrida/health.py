@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tavrida import exceptions
+from tavrida import context, exceptions
 from tavrida.calls import Caller
 from tavrida.config import HealthSettings
 from tavrida.handling import Handling
@@ -182,12 +182,9 @@ class Watch:
 
 
 def _names(handling: Handling) -> dict[str, str]:
-    handler = handling.handler
-    return {
-        "service": handler.service if handler else "",
-        "method": handler.mark.entry_point.method if handler else "",
-        "correlation_id": handling.message.correlation_id,
-    }
+    service, method = context.names_of(handling)
+    correlation_id = handling.message.correlation_id
+    return {"service": service, "method": method, "correlation_id": correlation_id}
 
 
 class Health:

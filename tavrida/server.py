@@ -132,7 +132,7 @@ class Server:
         self.health_settings = health
         faults = exceptions.Faults()
         with faults.collected():
-            placements = [_with_middleware(each, settings) for each in placements]
+            placements = _with_middleware(placements, settings)
         self.placements = tuple(placements)
         self._policies: dict[Handler, Policy] = {}
         levels: dict[str, tuple[int, ...]] = {}
@@ -440,12 +440,17 @@ def _levels_of(
     return {queue: levels_of(each, queue) for queue, each in found.items()}
 
 
-def _with_middleware(placement: Placement, settings: ServerSettings) -> Placement:
-    """Put the whole server's middleware around that of the controller."""
-
-    def load(name: str) -> Middleware:
-        return plugins.load(plugins.MIDDLEWARE, name, Middleware)()
-
-    incoming = (*map(load, settings.incoming_middleware), *placement.incoming)
-    outgoing = (*placement.outgoing, *map(load, settings.outgoing_middleware))
-    return dataclasses.replace(placement, incoming=incoming, outgoing=outgoing)
+def _with_middleware(placements: Sequence[Placement], settings: ServerSettings) -> list[Placement]:
+    """Put the whole server's middleware, one object for each name, around the controllers'."""
+    made: dict[str, Middleware] = {}
+    for name in (*settings.incoming_middleware, *settings.outgoing_middleware):
+        if name not in made:
+            made[name] = plugins.load(plugins.MIDDLEWARE, name, Middleware)()
+    incoming = [made[name] for name in settings.incoming_middleware]
+    outgoing = [made[name] for name in settings.outgoing_middleware]
+    return [
+        dataclasses.replace(
+            each, incoming=(*incoming, *each.incoming), outgoing=(*each.outgoing, *outgoing)
+        )
+        for each in placements
+    ]

@@ -78,6 +78,8 @@ ONLY_IN = {
     "pytest": ("testing.plugin",),
     "psycopg": ("cli.",),
     "sqlalchemy": (),
+    "prometheus_client": ("plugins.middleware.prometheus",),
+    "opentelemetry": ("plugins.middleware.opentelemetry",),
 }
 
 
