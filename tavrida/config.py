@@ -448,6 +448,19 @@ class HealthSettings:
         _check(self)
 
 
+#: The format of a line of the log where none is given.
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+#: What a format may name beside what Python's logging has, with examples.
+LOG_FIELDS = {
+    "correlation_id": "",
+    "entry_point": "",
+    "service": "",
+    "request_id": "",
+    "message_id": "",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """The ``[log]`` section; used by the commands, never by the library."""
@@ -456,18 +469,28 @@ class LogSettings:
         "INFO", "The lowest level that is logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )
     format: str = option(
-        "%(asctime)s %(levelname)s %(name)s: %(message)s",
-        "The format of a line, as Python's logging takes it, with %(correlation_id)s and "
-        "%(entry_point)s of the message that is handled. A percent sign is written once.",
+        TEXT_FORMAT,
+        "json: an object a line, with all fields of a record; pretty: for people, in colour on a "
+        "screen; text: the default; or a format as Python's logging takes it, with "
+        "%(correlation_id)s, %(entry_point)s, %(service)s, %(request_id)s and %(message_id)s of "
+        "the message that is handled. A percent sign is written once.",
+    )
+    mask: tuple[str, ...] = option(
+        ("password", "passwd", "secret", "token", "authorization", "cookie", "api_key"),
+        "Words: the values of headers, payload keys and other fields that have one of these in "
+        "their name are logged as ***.",
     )
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.format in ("json", "text", "pretty"):
+            return
         try:
-            record = logging.makeLogRecord({"correlation_id": "", "entry_point": ""})
+            record = logging.makeLogRecord(LOG_FIELDS)
             logging.Formatter(self.format).format(record)
         except (ValueError, KeyError, TypeError) as error:
             raise exceptions.ConfigError(
-                f"format: {self.format!r} cannot be written: {error}; %(message)s is the text, and "
-                "Python's logging documents the others"
+                f"format: {self.format!r} cannot be written: {error}; it should be json, text, "
+                "pretty, or a format in which %(message)s is the text, and Python's logging "
+                "documents the others"
             ) from None

@@ -85,8 +85,9 @@ def names_of(it: Handled | None) -> tuple[str, str]:
 
 
 class LogFilter(logging.Filter):
-    """Gives every record ``correlation_id`` and ``entry_point``, for the format of a log.
+    """Gives every record what is being handled, for the format of a log.
 
+    That are ``correlation_id``, ``entry_point``, ``service``, ``request_id`` and ``message_id``.
     Add it to what writes the log, ``logging.getLogger().handlers[0].addFilter(LogFilter())``, or
     to its ``filters`` in a ``logging.config`` dict. It passes every record and keeps attributes
     that are there already; ``-`` stands for records outside of handlers.
@@ -95,9 +96,8 @@ class LogFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Fill the record in; return True."""
         context = current()
-        if not hasattr(record, "correlation_id"):
-            told = (context and context.correlation_id) or NOTHING
-            record.correlation_id = exceptions.printable(told)
-        if not hasattr(record, "entry_point"):
-            record.entry_point = str((context and context.entry_point) or NOTHING)
+        for name in ("correlation_id", "entry_point", "service", "request_id", "message_id"):
+            if not hasattr(record, name):
+                told = str((context and getattr(context, name)) or NOTHING)
+                setattr(record, name, exceptions.printable(told))
         return True

@@ -508,6 +508,12 @@ class Handling:
                 exceptions.printable(exceptions.text_of(error), keep="\n"),
                 attempts,
                 exc_info=trace,
+                extra={
+                    "kind": self.message.message_type,
+                    "source": str(self.message.source or ""),
+                    "error": type(error).__name__,
+                    "attempt": self.history.attempt,
+                },
             )
         context.handled.reset(token)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -170,6 +171,8 @@ class Configuration:
     retries: Retries
     #: The middleware that [server] names, by name: one object for all services.
     middleware: Mapping[str, Middleware]
+    #: The values of all options that are secret, also of plugins; some are urls with a password.
+    secrets: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
 
 def _options(settings: type) -> list[cfg.Opt]:
@@ -272,7 +275,13 @@ def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
     middleware = reader.middleware(settings["server"])
     reader.check_strangers()
     return (
-        Configuration(**settings, services=tuple(services), retries=retries, middleware=middleware),
+        Configuration(
+            **settings,
+            services=tuple(services),
+            retries=retries,
+            middleware=middleware,
+            secrets=frozenset(reader.secrets),
+        ),
         reader.faults,
     )
 
@@ -421,10 +430,13 @@ class _Reader:
         for name, settings in SECTIONS.items():
             self._declare(name, _options(settings))
         self._wrong: set[tuple[str, str]] = set()
+        #: The values of options that are secret.
+        self.secrets: set[str] = set()
         self.faults = exceptions.Faults()
 
     def _declare(self, group: str, options: Iterable[cfg.Opt]) -> None:
         options = list(options)
+        self._conf.register_group(cfg.OptGroup(group))  # also where it has no options at all
         self._conf.register_opts(options, group)
         self._options.setdefault(group, {}).update({opt.dest: opt for opt in options})
 
@@ -601,6 +613,8 @@ class _Reader:
             values[name] = option.default
             try:
                 values[name] = section[name]
+                if option.secret and values[name]:
+                    self.secrets.update(map(str, _all_of(values[name])))
                 if values[name] is None and option.required:
                     self._fault(group, name, "is missing: give it a value", joint=" ")
             except (cfg.TemplateSubstitutionError, cfg.NoSuchOptError):
@@ -629,6 +643,12 @@ class _Reader:
             cfg.ConfigParser(str(path), sections).parse()
             for fault in inifiles.strangers(path, sections, known, self._opaque):
                 self.faults.add(fault)
+
+
+def _all_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 @contextlib.contextmanager

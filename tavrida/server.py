@@ -21,7 +21,7 @@ from typing import Any, Self
 from tavrida import description, dispatcher, exceptions, plugins
 from tavrida.addresses import AddressBook
 from tavrida.calls import Caller
-from tavrida.config import ConnectionConfig, HealthSettings, ServerSettings, redact
+from tavrida.config import ConnectionConfig, HealthSettings, ServerSettings
 from tavrida.discovery import LocalDiscovery
 from tavrida.dispatcher import Dispatcher, Handler
 from tavrida.health import SERVING, STOPPING, Health, Vitals
@@ -36,6 +36,7 @@ from tavrida.publishing import Publisher
 from tavrida.retries import Policy, Retries, Said, levels_of, said
 from tavrida.router import Router
 from tavrida.service import ServiceController
+from tavrida.summary import summary_of, text_of
 from tavrida.topology import Placement, topology_of
 from tavrida.watch import watch
 
@@ -272,16 +273,8 @@ class Server:
             processor = self._processor
             processor.start_task(watch(lambda: processor.open_handlings, settings.consumer_timeout))
         self._vitals.state = SERVING
-        LOG.info(
-            "tavrida %s is serving %s on %s, %d at a time.",
-            plugins.version(),
-            ", ".join(
-                f"{p.dispatcher.service} (queue {p.queue}, exchange {p.exchange})"
-                for p in self.placements
-            ),
-            ", ".join(map(redact, self.config.urls)),
-            settings.concurrency,
-        )
+        summary = summary_of(self.config, settings, self.placements, self.health_settings)
+        LOG.info("%s", text_of(summary), extra={"summary": summary})
 
     def _lost(self, reason: str) -> None:
         self._processor.lost()
@@ -360,6 +353,7 @@ class Server:
         try:
             self.start()
             if self._loop is None:  # a signal came while it was starting
+                LOG.info("tavrida stopped.")
                 return
             while not self._is_stop_requested and self._failure is None:
                 self._wait()
