@@ -92,6 +92,7 @@ class Handling:
     """
 
     __slots__ = (
+        "__weakref__",
         "_answer",
         "_error",
         "_has_ended",

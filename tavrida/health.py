@@ -60,6 +60,7 @@ class Vitals:
         self.pages: dict[str, Page] = {}
         #: Called at each look, from the thread of the health server.
         self.looks: list[Callable[[], None]] = []
+        self.scheme = incoming.config.scheme
 
     @property
     def is_ready(self) -> bool:

@@ -34,6 +34,8 @@ class Vitals(Protocol):
     pages: dict[str, Page]
     #: Called several times a second by the health server, from its thread; none may block.
     looks: list[Callable[[], None]]
+    #: With what the url of the broker begins: "amqp", "sqlite".
+    scheme: str
 
     @property
     def is_ready(self) -> bool:

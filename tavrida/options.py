@@ -35,6 +35,7 @@ from tavrida.middleware import Middleware
 from tavrida.plugins.discovery.file import FileDiscovery
 from tavrida.plugins.discovery.local import LocalBackend
 from tavrida.plugins.middleware.dedup import Dedup
+from tavrida.plugins.middleware.opentelemetry import OpenTelemetry
 from tavrida.plugins.middleware.prometheus import Prometheus
 from tavrida.retries import DEFAULT, Retries, Retry
 from tavrida.service import ServiceController
@@ -211,6 +212,7 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     backends = [*LocalBackend.list_opts(), *FileDiscovery.list_opts()]
     groups.append(("discovery:NAME", [*DISCOVERY_OPTIONS, *backends]))
     groups.append(("middleware:dedup", Dedup.list_opts()))
+    groups.append(("middleware:opentelemetry", OpenTelemetry.list_opts()))
     groups.append(("middleware:prometheus", Prometheus.list_opts()))
     return copy.deepcopy(groups)
 
