@@ -221,8 +221,16 @@ class Health:
 
     async def _end(self) -> None:
         self._server.close()
-        for writer in self._clients:
-            writer.transport.abort()
+        self._looking.cancel()
+        # Whoever was let in just now begins to be answered first, which takes some turns.
+        end = asyncio.get_running_loop().time() + REQUEST_TIMEOUT
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in self._clients:
+                writer.transport.abort()
+            await asyncio.wait(others, timeout=0.05)
+            if asyncio.get_running_loop().time() > end:
+                break
+        await asyncio.sleep(0)  # and their sockets are closed
 
     async def _look(self) -> None:
         while True:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import logging
@@ -384,6 +385,17 @@ def _is_served(probe: Probe) -> bool:
         return probe.status("/live") == 200
     except OSError:
         return False
+
+
+def test_a_server_that_is_stopped_leaves_no_socket_open(serve: Serve, tmp_path: Path) -> None:
+    """Whoever is just being answered, or has only connected; an open one would be a warning."""
+    for n in range(10):
+        server, probe = serve(f"sqlite://{tmp_path}/{n}.db")
+        with ExitStack() as clients:
+            for _ in range(5):
+                clients.enter_context(socket.create_connection(("127.0.0.1", probe.port), DEADLINE))
+            server.stop()
+    gc.collect()
 
 
 def test_a_taken_port_is_told_before_anything_connects(tmp_path: Path) -> None:
