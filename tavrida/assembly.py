@@ -50,7 +50,11 @@ def assemble(configuration: Configuration) -> Server:
         configuration.server, incoming_middleware=(), outgoing_middleware=()
     )
     return Server.from_placements(
-        configuration.connection, placements, settings, configuration.retries
+        configuration.connection,
+        placements,
+        settings,
+        configuration.retries,
+        health=configuration.health,
     )
 
 

@@ -417,6 +417,51 @@ class OutboxSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSettings:
+    """The ``[health]`` section, and ``Server(health=)``."""
+
+    port: int = option(
+        0,
+        "The port at which /live, /ready and /metrics answer over HTTP; 0 for none.",
+        minimum=0,
+        maximum=65_535,
+    )
+    host: str = option(
+        "127.0.0.1",
+        "The address to listen at. Whoever reaches it sees names of services and queues; 0.0.0.0 "
+        "is for probes from outside, as those of Kubernetes are.",
+    )
+    stuck_loop: float = option(
+        10.0,
+        "Seconds that the event loop may be held up, by an async def handler that blocks for "
+        "instance, until /live fails and an orchestrator may restart the process.",
+        minimum=0.1,
+    )
+    stuck_handler: float = option(
+        60.0,
+        "Seconds after which a handler that still runs is logged and told of by /ready; it stays "
+        "ready. 0 for never.",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+#: The format of a line of the log where none is given.
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+#: What a format may name beside what Python's logging has, with examples.
+LOG_FIELDS = {
+    "correlation_id": "",
+    "entry_point": "",
+    "service": "",
+    "request_id": "",
+    "message_id": "",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogSettings:
     """The ``[log]`` section; used by the commands, never by the library."""
 
@@ -424,18 +469,28 @@ class LogSettings:
         "INFO", "The lowest level that is logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
     )
     format: str = option(
-        "%(asctime)s %(levelname)s %(name)s: %(message)s",
-        "The format of a line, as Python's logging takes it, with %(correlation_id)s and "
-        "%(entry_point)s of the message that is handled. A percent sign is written once.",
+        TEXT_FORMAT,
+        "json: an object a line, with all fields of a record; pretty: for people, in colour on a "
+        "screen; text: the default; or a format as Python's logging takes it, with "
+        "%(correlation_id)s, %(entry_point)s, %(service)s, %(request_id)s and %(message_id)s of "
+        "the message that is handled. A percent sign is written once.",
+    )
+    mask: tuple[str, ...] = option(
+        ("password", "passwd", "secret", "token", "authorization", "cookie", "api_key"),
+        "Words: the values of headers, payload keys and other fields that have one of these in "
+        "their name are logged as ***.",
     )
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.format in ("json", "text", "pretty"):
+            return
         try:
-            record = logging.makeLogRecord({"correlation_id": "", "entry_point": ""})
+            record = logging.makeLogRecord(LOG_FIELDS)
             logging.Formatter(self.format).format(record)
         except (ValueError, KeyError, TypeError) as error:
             raise exceptions.ConfigError(
-                f"format: {self.format!r} cannot be written: {error}; %(message)s is the text, and "
-                "Python's logging documents the others"
+                f"format: {self.format!r} cannot be written: {error}; it should be json, text, "
+                "pretty, or a format in which %(message)s is the text, and Python's logging "
+                "documents the others"
             ) from None

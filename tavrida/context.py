@@ -70,9 +70,24 @@ def current() -> Context | None:
     )
 
 
-class LogFilter(logging.Filter):
-    """Gives every record ``correlation_id`` and ``entry_point``, for the format of a log.
+def names_of(it: Handled | None) -> tuple[str, str]:
+    """Return service and method of the handler of a message, for metrics, traces and logs.
 
+    Where the handler hears what another service did, the method has the name of that before it.
+    Both are empty for what no handler handles, whatever its sender calls it.
+    """
+    handler = it.handler if it is not None else None
+    if handler is None:
+        return "", ""
+    entry_point = handler.mark.entry_point
+    is_own = entry_point.service == handler.service
+    return handler.service, entry_point.method if is_own else str(entry_point)
+
+
+class LogFilter(logging.Filter):
+    """Gives every record what is being handled, for the format of a log.
+
+    That are ``correlation_id``, ``entry_point``, ``service``, ``request_id`` and ``message_id``.
     Add it to what writes the log, ``logging.getLogger().handlers[0].addFilter(LogFilter())``, or
     to its ``filters`` in a ``logging.config`` dict. It passes every record and keeps attributes
     that are there already; ``-`` stands for records outside of handlers.
@@ -81,9 +96,8 @@ class LogFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Fill the record in; return True."""
         context = current()
-        if not hasattr(record, "correlation_id"):
-            told = (context and context.correlation_id) or NOTHING
-            record.correlation_id = exceptions.printable(told)
-        if not hasattr(record, "entry_point"):
-            record.entry_point = str((context and context.entry_point) or NOTHING)
+        for name in ("correlation_id", "entry_point", "service", "request_id", "message_id"):
+            if not hasattr(record, name):
+                told = str((context and getattr(context, name)) or NOTHING)
+                setattr(record, name, exceptions.printable(told))
         return True

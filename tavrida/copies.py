@@ -106,15 +106,17 @@ def delayed(
     level: int,
     delay: int,
     deadline: float | None,
+    more: Mapping[str, Any],
 ) -> Publication:
     """Return the copy that is tried again after ``delay`` milliseconds, by way of a delay queue.
 
     ``level`` is how long that queue keeps messages at most. Only what is first in a queue expires,
     so a message with a shorter delay waits for those before it, and longer than its own delay by
     no more than to its level: those before it came earlier, and have the same level. The
-    ``deadline`` is that of the message, in seconds since the epoch, whoever set it.
+    ``deadline`` is that of the message, in seconds since the epoch, whoever set it; ``more`` are
+    headers that the copy has besides.
     """
-    headers = _remembered(
+    headers = dict(more) | _remembered(
         delivery,
         History(history.attempt + 1, history.since or int(time.time()), reason_of(error)),
     )

@@ -10,7 +10,7 @@ import contextvars
 import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from tavrida.messages import (
     Notification,
     Request,
 )
+from tavrida.middleware import Middleware
 from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Delivery, Done, Publication
 from tavrida.proxies import Origin, RPCProxy
@@ -57,6 +58,8 @@ class Processing(Protocol):
     error_of: Callable[[BaseException], Error]
     #: Which handlers are run again when they fail, and when; no others are.
     policies: Mapping[Handler, Policy]
+    #: All incoming middleware, for what belongs to no controller.
+    observers: Sequence[Middleware]
 
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the loop, and keep hold of it until it ends."""
@@ -89,6 +92,7 @@ class Handling:
     """
 
     __slots__ = (
+        "__weakref__",
         "_answer",
         "_error",
         "_has_ended",
@@ -145,6 +149,11 @@ class Handling:
         self.passed = 0
 
     # -- running
+
+    @property
+    def is_running(self) -> bool:
+        """True while its handler runs. May be asked from any thread."""
+        return bool(self.gates) and self.passed == len(self.gates)
 
     def run(self) -> None:
         """Run a plain handler, in a worker thread and a context of its own."""
@@ -307,7 +316,9 @@ class Handling:
                 f".wait() on {request.destination} would block the event loop and everything on "
                 "it: write 'await proxy.service.method(...)' in an async def handler"
             )
-        answer = Waiting()
+        assert self._placement is not None
+        answer: Waiting | Future[IncomingResponse]
+        answer = Future() if self._placement.calling else Waiting()
         self._ask(request, timeout, answer)
         with self._processor.awaiting(request):
             return answer.result()
@@ -336,7 +347,15 @@ class Handling:
         def send(message: Request, done: Done) -> None:
             self._send(message, self._address_of(message), done)
 
-        self._processor.caller.ask(request, timeout, self.message.deadline, send, answer)
+        def ask() -> None:
+            self._processor.caller.ask(request, timeout, self.message.deadline, send, answer)
+
+        assert self._placement is not None
+        if self._placement.calling:
+            assert isinstance(answer, Future | asyncio.Future)
+            middleware.call(self._placement.calling, request, ask, answer)
+        else:
+            ask()
 
     def _address_of(self, message: Request | Notification) -> Address:
         assert self._placement is not None
@@ -490,6 +509,12 @@ class Handling:
                 exceptions.printable(exceptions.text_of(error), keep="\n"),
                 attempts,
                 exc_info=trace,
+                extra={
+                    "kind": self.message.message_type,
+                    "source": str(self.message.source or ""),
+                    "error": type(error).__name__,
+                    "attempt": self.history.attempt,
+                },
             )
         context.handled.reset(token)
 
@@ -580,7 +605,9 @@ class Handling:
 
     def _try_again(self, error: BaseException, policy: Policy) -> None:
         """Have the message come again later; acknowledge it when its copy is in a delay queue."""
+        assert self._placement is not None
         level = policy.delays[self.history.attempt - 1]
+        more = middleware.before_retry(self._placement.incoming, self.message, error)
         copy = copies.delayed(
             self.delivery,
             self.history,
@@ -588,6 +615,7 @@ class Handling:
             level=level,
             delay=policy.jittered(level),
             deadline=self.message.deadline,
+            more=more,
         )
         self._move(copy, lambda refusal: self._dead_letter(error))
 
@@ -653,6 +681,8 @@ class Handling:
 
     def _dead_letter(self, reason: BaseException) -> None:
         """Move the message to the dead-letter queue, with why; acknowledge when it is there."""
+        chain = self._placement.incoming if self._placement else self._processor.observers
+        middleware.before_dead_letter(chain, self.message, reason)
         self._move(dead_letter(self.delivery, self.history, reason), self._reject)
 
     def _reject(self, error: Exception) -> None:

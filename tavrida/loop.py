@@ -10,7 +10,9 @@ import contextlib
 import contextvars
 import functools
 import logging
+import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
@@ -132,6 +134,11 @@ class LoopThread:
     def is_stopping(self) -> bool:
         """True once ``stop`` was called: tasks that are cancelled are so for that reason."""
         return self._is_stopped
+
+    def stack(self) -> str:
+        """Return where the code is that runs on the loop, as lines. From any thread."""
+        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - the only way
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def submit(self, callback: Callable[..., object], *args: Any) -> None:
         """Run the callback on the loop soon, in the order of submission. Thread-safe.

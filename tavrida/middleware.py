@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from types import CoroutineType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from tavrida import exceptions, messages
-from tavrida.messages import Error, IncomingMessage, Message, Response
+from tavrida.messages import Error, IncomingMessage, IncomingResponse, Message, Request, Response
 
 LOG = logging.getLogger(__name__)
 
@@ -20,6 +21,33 @@ Result = TypeVar("Result")
 
 #: Some work that yields the coroutines it needs run, is sent what each returned, and has a result.
 Steps = Generator[Coroutine[Any, Any, Any], Any, Result]
+
+
+#: What answers at a path of the health server: from the request's Accept, a content type and body.
+Page = Callable[[str], tuple[str, bytes]]
+
+
+class Vitals(Protocol):
+    """What a running server tells of itself; from any thread, and without waiting."""
+
+    #: What answers at further paths of the health server: "/metrics", for instance.
+    pages: dict[str, Page]
+    #: Called several times a second by the health server, from its thread; none may block.
+    looks: list[Callable[[], None]]
+    #: With what the url of the broker begins: "amqp", "sqlite".
+    scheme: str
+
+    @property
+    def is_ready(self) -> bool:
+        """True while it is connected and the broker has confirmed every consumer."""
+
+    @property
+    def late_answers(self) -> int:
+        """Answers that nobody waited for any more."""
+
+
+#: What waits for an answer: in a thread, or on an event loop.
+Answer = concurrent.futures.Future[IncomingResponse] | asyncio.Future[IncomingResponse]
 
 
 class Skipped(Response):
@@ -57,6 +85,9 @@ class Middleware:
         """
         return cls()
 
+    def observe(self, vitals: Vitals) -> None:
+        """Called before a server that uses it connects; also for several of its services, once."""
+
     def process(self, message: Message) -> Message | Awaitable[Message]:
         """Return the message, changed or not, or another of its kind.
 
@@ -87,6 +118,21 @@ class Middleware:
         the handler, ``error`` is ConnectionFailed, and an ``async def`` one is not run any more.
         """
 
+    def before_retry(
+        self, message: IncomingMessage, error: BaseException
+    ) -> Mapping[str, Any] | None:
+        """Called on the event loop before a message that failed is put off, to come again later.
+
+        Returns headers that its next delivery shall have besides its own, if any.
+        """
+
+    def before_dead_letter(self, message: IncomingMessage, error: BaseException) -> None:
+        """Called on the event loop before a message goes to its dead-letter queue.
+
+        Of one that cannot be read or has no handler, ``context.handled`` has no handler either.
+        What quorum queues dead-letter themselves (``delivery_limit``) is not told.
+        """
+
     def before_publish(self, message: Message) -> None:
         """Called before a message is encoded."""
 
@@ -96,9 +142,20 @@ class Middleware:
         Also where the message could not be written or had no room; in the sending thread then.
         """
 
+    def before_call(self, message: Request) -> None:
+        """Called before a request whose answer a handler waits for; ``before_publish`` follows.
+
+        Not for ``call()`` in a handler, whose answer comes to a handler of its own.
+        """
+
+    def after_call(
+        self, message: Request, answer: IncomingResponse | None, error: BaseException | None
+    ) -> None:
+        """Called when that wait ended, with the answer or with why there is none; never blocks."""
+
 
 #: The methods that messages pass on their way out.
-_OUTGOING = ("process", "before_publish", "after_publish")
+_OUTGOING = ("process", "before_publish", "after_publish", "before_call", "after_call")
 
 
 def check_outgoing(chain: Sequence[Middleware]) -> None:
@@ -145,8 +202,20 @@ def after(
 
 def settling(chain: Sequence[Middleware]) -> tuple[Middleware, ...]:
     """Return those of the chain that have a ``before_settle`` of their own."""
-    base = Middleware.before_settle
-    return tuple(each for each in chain if getattr(type(each), "before_settle", base) is not base)
+    return _having(chain, "before_settle")
+
+
+def calling(chain: Sequence[Middleware]) -> tuple[Middleware, ...]:
+    """Return those of the chain that have a ``before_call`` or ``after_call`` of their own."""
+    return _having(chain, "before_call", "after_call")
+
+
+def _having(chain: Sequence[Middleware], *names: str) -> tuple[Middleware, ...]:
+    def has_own(each: Middleware, name: str) -> bool:
+        base = getattr(Middleware, name)
+        return getattr(type(each), name, base) is not base
+
+    return tuple(each for each in chain if any(has_own(each, name) for name in names))
 
 
 def before_settle(
@@ -163,6 +232,62 @@ def before_settle(
                 yield pending
         except BaseException:  # also SystemExit: the delivery has to be settled
             LOG.exception("%s.before_settle failed.", type(middleware).__name__)
+
+
+def before_retry(
+    chain: Sequence[Middleware], message: IncomingMessage, error: BaseException
+) -> dict[str, Any]:
+    """Call ``before_retry`` of all; return the headers of all. What one raises is logged."""
+    headers: dict[str, Any] = {}
+    for middleware in chain:
+        try:
+            headers.update(middleware.before_retry(message, error) or {})
+        except BaseException:  # also SystemExit: the message has to come again
+            LOG.exception("%s.before_retry failed.", type(middleware).__name__)
+    return headers
+
+
+def before_dead_letter(
+    chain: Sequence[Middleware], message: IncomingMessage, error: BaseException
+) -> None:
+    """Call ``before_dead_letter`` of all; what one raises is logged."""
+    for middleware in chain:
+        try:
+            middleware.before_dead_letter(message, error)
+        except BaseException:  # also SystemExit: the message has to go there
+            LOG.exception("%s.before_dead_letter failed.", type(middleware).__name__)
+
+
+def call(
+    chain: Sequence[Middleware], message: Request, send: Callable[[], None], answer: Answer
+) -> None:
+    """Send a request whose answer is waited for; tell the chain before it, and how it ended."""
+    for middleware in chain:
+        _tell(middleware, "before_call", message)
+    try:
+        send()
+    except BaseException as error:
+        for middleware in chain:
+            _tell(middleware, "after_call", message, None, error)
+        raise
+
+    def ended(answer: Any) -> None:
+        try:
+            error = answer.exception()
+        except (asyncio.CancelledError, concurrent.futures.CancelledError) as cancelled:
+            error = cancelled
+        for middleware in chain:
+            result = None if error is not None else answer.result()
+            _tell(middleware, "after_call", message, result, error)
+
+    answer.add_done_callback(ended)
+
+
+def _tell(middleware: Middleware, name: str, *args: object) -> None:
+    try:
+        getattr(middleware, name)(*args)
+    except BaseException:  # also SystemExit: whoever waits has to get the answer
+        LOG.exception("%s.%s failed.", type(middleware).__name__, name)
 
 
 def incoming(chain: Sequence[Middleware], message: Message) -> Message:

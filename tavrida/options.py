@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from tavrida import dispatcher, exceptions, inifiles, plugins, state
 from tavrida.config import (
     MAX_NUMBER,
     ConnectionConfig,
+    HealthSettings,
     LogSettings,
     OutboxSettings,
     ServerSettings,
@@ -34,6 +36,8 @@ from tavrida.middleware import Middleware
 from tavrida.plugins.discovery.file import FileDiscovery
 from tavrida.plugins.discovery.local import LocalBackend
 from tavrida.plugins.middleware.dedup import Dedup
+from tavrida.plugins.middleware.opentelemetry import OpenTelemetry
+from tavrida.plugins.middleware.prometheus import Prometheus
 from tavrida.retries import DEFAULT, Retries, Retry
 from tavrida.service import ServiceController
 
@@ -59,6 +63,7 @@ SECTIONS: dict[str, type] = {
     "connection": ConnectionConfig,
     "server": ServerSettings,
     "log": LogSettings,
+    "health": HealthSettings,
     "outbox": OutboxSettings,
 }
 
@@ -179,11 +184,14 @@ class Configuration:
     connection: ConnectionConfig
     server: ServerSettings
     log: LogSettings
+    health: HealthSettings
     outbox: OutboxSettings
     services: tuple[ServiceSection, ...]
     retries: Retries
     #: The middleware that [server] names, by name: one object for all services.
     middleware: Mapping[str, Middleware]
+    #: The values of all options that are secret, also of plugins; some are urls with a password.
+    secrets: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
 
 def _options(settings: type) -> list[cfg.Opt]:
@@ -222,6 +230,8 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     backends = [*LocalBackend.list_opts(), *FileDiscovery.list_opts()]
     groups.append(("discovery:NAME", [*DISCOVERY_OPTIONS, *backends]))
     groups.append(("middleware:dedup", Dedup.list_opts()))
+    groups.append(("middleware:opentelemetry", OpenTelemetry.list_opts()))
+    groups.append(("middleware:prometheus", Prometheus.list_opts()))
     return copy.deepcopy(groups)
 
 
@@ -293,7 +303,11 @@ def _survey(reader: _Reader) -> Configuration:
     middleware = reader.middleware(settings["server"])
     reader.check_strangers()
     return Configuration(
-        **settings, services=tuple(services), retries=retries, middleware=middleware
+        **settings,
+        services=tuple(services),
+        retries=retries,
+        middleware=middleware,
+        secrets=frozenset(reader.secrets),
     )
 
 
@@ -470,10 +484,13 @@ class _Reader:
         for name, settings in SECTIONS.items():
             self._declare(name, _options(settings))
         self._wrong: set[tuple[str, str]] = set()
+        #: The values of options that are secret.
+        self.secrets: set[str] = set()
         self.faults = exceptions.Faults()
 
     def _declare(self, group: str, options: Iterable[cfg.Opt]) -> None:
         options = list(options)
+        self._conf.register_group(cfg.OptGroup(group))  # also where it has no options at all
         self._conf.register_opts(options, group)
         self._options.setdefault(group, {}).update({opt.dest: opt for opt in options})
 
@@ -664,6 +681,8 @@ class _Reader:
             values[name] = option.default
             try:
                 values[name] = section[name]
+                if option.secret and values[name]:
+                    self.secrets.update(map(str, _all_of(values[name])))
                 if values[name] is None and option.required:
                     self._fault(group, name, "is missing: give it a value", joint=" ")
             except (cfg.TemplateSubstitutionError, cfg.NoSuchOptError):
@@ -743,6 +762,12 @@ def _masked(group: str, value: Any) -> Any:
         shown = [_PASSWORD.sub(r"\1***", redact(url)) for url in urls]
         return shown if isinstance(value, list) else shown[0]
     return "***"
+
+
+def _all_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from tavrida import copies, envelope, exceptions, messages
@@ -25,6 +25,7 @@ from tavrida.messages import (
     IncomingRequest,
     Request,
 )
+from tavrida.middleware import Middleware
 from tavrida.overload import NEVER, Threshold
 from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Delivery
@@ -64,6 +65,7 @@ class Processor:
         delivery_limit: int | None = None,
         limits: Mapping[Handler, int] | None = None,
         threshold: Threshold = NEVER,
+        observers: Sequence[Middleware] = (),
     ) -> None:
         self.loop = loop
         self.publisher = publisher
@@ -75,6 +77,8 @@ class Processor:
         self.error_of = error_of
         #: Which handlers are run again when they fail, and when; no others are.
         self.policies = policies or {}
+        #: All incoming middleware, for what belongs to no controller.
+        self.observers = observers
         #: How often a message may be delivered again; None where the queue sees to that itself.
         self.delivery_limit = delivery_limit
         self._workers = Workers(concurrency, "tavrida-worker")

@@ -21,9 +21,10 @@ from typing import Any, Self
 from tavrida import description, dispatcher, exceptions, plugins
 from tavrida.addresses import AddressBook
 from tavrida.calls import Caller
-from tavrida.config import ConnectionConfig, ServerSettings, redact
+from tavrida.config import ConnectionConfig, HealthSettings, ServerSettings
 from tavrida.discovery import LocalDiscovery
 from tavrida.dispatcher import Dispatcher, Handler
+from tavrida.health import SERVING, STOPPING, Health, Vitals
 from tavrida.loop import SLICE, LoopThread
 from tavrida.messages import Error
 from tavrida.middleware import Middleware
@@ -35,6 +36,7 @@ from tavrida.publishing import Publisher
 from tavrida.retries import Policy, Retries, Said, levels_of, said
 from tavrida.router import Router
 from tavrida.service import ServiceController
+from tavrida.summary import summary_of, text_of
 from tavrida.topology import Placement, topology_of
 from tavrida.watch import watch
 
@@ -48,7 +50,8 @@ class Server:
     list share one queue and one exchange; other keyword arguments are the options of the ini's
     ``[server]`` section, such as ``queue_type="classic"``. One handler runs at a time, in the
     order of the queue, unless ``config.async_engine`` is True. ``retry`` (a ``Retry``, a number of
-    attempts, or False) holds for all handlers whose decorators do not say otherwise.
+    attempts, or False) holds for all handlers whose decorators do not say otherwise. ``health`` is
+    the ini's ``[health]``.
 
     Raises:
         ConfigError: the controllers, the options or a plugin cannot work (HandlerConflict,
@@ -63,6 +66,7 @@ class Server:
         service_list: Sequence[type[ServiceController]],
         *,
         retry: Said | None = None,
+        health: HealthSettings = HealthSettings(),  # noqa: B008 - it is frozen
         **settings: Any,
     ) -> None:
         chosen = ServerSettings.from_keywords(
@@ -98,6 +102,7 @@ class Server:
             ],
             chosen,
             Retries() if retry is None else Retries(said(retry)),
+            health,
         )
 
     @classmethod
@@ -107,10 +112,12 @@ class Server:
         placements: Sequence[Placement],
         settings: ServerSettings,
         retries: Retries = Retries(),  # noqa: B008 - it is frozen
+        *,
+        health: HealthSettings = HealthSettings(),  # noqa: B008 - the same
     ) -> Self:
         """Return a server whose controllers have queues, exchanges and discovery of their own."""
         server = cls.__new__(cls)
-        server._build(config, placements, settings, retries)  # noqa: SLF001 - the other constructor
+        server._build(config, placements, settings, retries, health)  # noqa: SLF001 - the other constructor
         return server
 
     def _build(
@@ -119,12 +126,14 @@ class Server:
         placements: Sequence[Placement],
         settings: ServerSettings,
         retries: Retries,
+        health: HealthSettings,
     ) -> None:
         self.config = config
         self.settings = settings
+        self.health_settings = health
         faults = exceptions.Faults()
         with faults.collected():
-            placements = [_with_middleware(each, settings) for each in placements]
+            placements = _with_middleware(placements, settings)
         self.placements = tuple(placements)
         self._policies: dict[Handler, Policy] = {}
         levels: dict[str, tuple[int, ...]] = {}
@@ -161,6 +170,7 @@ class Server:
                 )
         faults.check()
         self._loop: LoopThread | None = None
+        self._health: Health | None = None
         # Not an Event: a signal handler may run inside its methods, and would wait for itself.
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._is_stop_requested = False
@@ -175,13 +185,17 @@ class Server:
         Raises:
             ConnectionFailed: the broker cannot be reached, or refuses the user or virtual host.
             TopologyConflict: a queue or exchange exists with other properties.
+            ConfigError: the port of ``health`` is taken.
         """
         if self._loop is not None:
             raise exceptions.ConfigError("this server was started already")
         self._is_stop_requested = False
         self._failure = None
+        self._health = Health(self.health_settings) if self.health_settings.port else None
         self._loop = loop = LoopThread("tavrida-server")
         self._assemble(loop)
+        if self._health is not None:
+            self._health.start(loop, self._vitals)
         starting = loop.start(self._start())
         starting.add_done_callback(lambda future: self._wake.put(None))
         # Not starting.result(): request_stop() shall end this waiting, which may be long.
@@ -234,7 +248,12 @@ class Server:
                 self.settings.failure_window,
                 self.settings.failure_pause,
             ),
+            _unique(each.incoming for each in self.placements),
         )
+        self._vitals = Vitals(self._consuming, self._publishing, self._processor, self._caller)
+        chains = (chain for each in self.placements for chain in (each.incoming, each.outgoing))
+        for middleware in _unique(chains):
+            middleware.observe(self._vitals)
 
     async def _start(self) -> None:
         settings = self.settings
@@ -253,16 +272,9 @@ class Server:
         if settings.consumer_timeout and self._consuming.has_consumer_timeout:
             processor = self._processor
             processor.start_task(watch(lambda: processor.open_handlings, settings.consumer_timeout))
-        LOG.info(
-            "tavrida %s is serving %s on %s, %d at a time.",
-            plugins.version(),
-            ", ".join(
-                f"{p.dispatcher.service} (queue {p.queue}, exchange {p.exchange})"
-                for p in self.placements
-            ),
-            ", ".join(map(redact, self.config.urls)),
-            settings.concurrency,
-        )
+        self._vitals.state = SERVING
+        summary = summary_of(self.config, settings, self.placements, self.health_settings)
+        LOG.info("%s", text_of(summary), extra={"summary": summary})
 
     def _lost(self, reason: str) -> None:
         self._processor.lost()
@@ -287,6 +299,7 @@ class Server:
             left = loop.run(self._stop())
         finally:
             loop.stop()
+            self._close_health()
             self.request_stop()
         if left:
             LOG.warning(
@@ -297,7 +310,12 @@ class Server:
             )
         LOG.info("tavrida stopped.")
 
+    def _close_health(self) -> None:
+        if self._health is not None:
+            self._health.close()
+
     async def _stop(self) -> int:
+        self._vitals.state = STOPPING
         self._processor.standstill.stop()
         await self._consuming.cancel()
         left = await self._processor.drain(self.settings.graceful_timeout)
@@ -318,6 +336,7 @@ class Server:
         if loop is not None:
             loop.run(self._disconnect())
             loop.stop()
+        self._close_health()
 
     def request_stop(self) -> None:
         """Make ``run`` return soon. May be called from handlers and signal handlers."""
@@ -334,6 +353,7 @@ class Server:
         try:
             self.start()
             if self._loop is None:  # a signal came while it was starting
+                LOG.info("tavrida stopped.")
                 return
             while not self._is_stop_requested and self._failure is None:
                 self._wait()
@@ -380,6 +400,11 @@ def _controller(cls: type[ServiceController]) -> ServiceController:
     return cls()
 
 
+def _unique(chains: Iterable[Sequence[Middleware]]) -> list[Middleware]:
+    """Return all middleware of some chains, each one once."""
+    return list({id(each): each for chain in chains for each in chain}.values())
+
+
 def _handlers_of(placements: Iterable[Placement]) -> list[Handler]:
     return [handler for each in placements for handler in each.dispatcher.handlers.values()]
 
@@ -409,12 +434,17 @@ def _levels_of(
     return {queue: levels_of(each, queue) for queue, each in found.items()}
 
 
-def _with_middleware(placement: Placement, settings: ServerSettings) -> Placement:
-    """Put the whole server's middleware around that of the controller."""
-
-    def load(name: str) -> Middleware:
-        return plugins.load(plugins.MIDDLEWARE, name, Middleware)()
-
-    incoming = (*map(load, settings.incoming_middleware), *placement.incoming)
-    outgoing = (*placement.outgoing, *map(load, settings.outgoing_middleware))
-    return dataclasses.replace(placement, incoming=incoming, outgoing=outgoing)
+def _with_middleware(placements: Sequence[Placement], settings: ServerSettings) -> list[Placement]:
+    """Put the whole server's middleware, one object for each name, around the controllers'."""
+    made: dict[str, Middleware] = {}
+    for name in (*settings.incoming_middleware, *settings.outgoing_middleware):
+        if name not in made:
+            made[name] = plugins.load(plugins.MIDDLEWARE, name, Middleware)()
+    incoming = [made[name] for name in settings.incoming_middleware]
+    outgoing = [made[name] for name in settings.outgoing_middleware]
+    return [
+        dataclasses.replace(
+            each, incoming=(*incoming, *each.incoming), outgoing=(*each.outgoing, *outgoing)
+        )
+        for each in placements
+    ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tavrida import exceptions
 from tavrida.addresses import AddressBook
 from tavrida.dispatcher import Dispatcher
-from tavrida.middleware import Middleware, check_outgoing, settling
+from tavrida.middleware import Middleware, calling, check_outgoing, settling
 
 #: The delivery limit of dead-letter queues: RabbitMQ 4 has one of 20 where none is given, and would
 #: drop what operators look at more often than that.
@@ -78,10 +78,13 @@ class Placement:
     outgoing: Sequence[Middleware] = ()
     #: Those of ``incoming`` that are told before a delivery is settled.
     settling: Sequence[Middleware] = field(init=False)
+    #: Those of ``outgoing`` that are told of calls.
+    calling: Sequence[Middleware] = field(init=False)
 
     def __post_init__(self) -> None:
         check_outgoing(self.outgoing)
         object.__setattr__(self, "settling", settling(self.incoming))
+        object.__setattr__(self, "calling", calling(self.outgoing))
 
 
 def dead_letter_queue(queue: str) -> str:

@@ -36,6 +36,7 @@ ROOMS = [
     "router",
     "service",
     "context",
+    "logs",
     "topology",
     "proxies",
     "loop",
@@ -55,6 +56,8 @@ ROOMS = [
     "standstill",
     "processing",
     "watch",
+    "health",
+    "summary",
     "server",
     "client",
     "recovery",
@@ -77,6 +80,8 @@ ONLY_IN = {
     "pytest": ("testing.plugin",),
     "psycopg": ("cli.",),
     "sqlalchemy": (),
+    "prometheus_client": ("plugins.middleware.prometheus",),
+    "opentelemetry": ("plugins.middleware.opentelemetry",),
 }
 
 

@@ -7,8 +7,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from tests import commands
 from tests.commands import Ended
 from tests.packages import Packages
 from tests.processes import Program
-from tests.rabbitmq import Node
+from tests.rabbitmq import Node, free_port
 from tests.waiting import DEADLINE, eventually
 
 #: Nothing listens there: it takes a privilege to do so, and nobody has a use for it.
@@ -366,6 +369,38 @@ def test_a_wrong_value_in_the_environment_is_told(
         environment=environment | {"OS_SERVER__CONCURRENCY": "many"},
     )
     refused(ended, "[server] concurrency: ", "many", "OS_SERVER__CONCURRENCY")
+
+
+# -- health --------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_for_health_is_told(start: Start, tmp_path: Path) -> None:
+    """Before anything connects, with exit code 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = start(
+            f"[connection]\nurl = sqlite://{tmp_path}/bus.db\n[server]\nservices = shop\n"
+            f"[health]\nport = {port}\n"
+        )
+    assert 1 == ended.code
+    assert f"tavrida-server: [health] cannot listen at port {port} of 127.0.0.1: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "bus.db").exists()
+
+
+def test_a_server_tells_of_its_health(
+    environment: dict[str, str], ini: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """At the port of the ini."""
+    port = free_port()
+    path = ini(
+        f"[connection]\nurl = sqlite://{tmp_path}/bus.db\n[server]\nservices = shop\n"
+        f"[health]\nport = {port}\n"
+    )
+    with commands.serve("--config-file", path, environment=environment) as server:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=DEADLINE) as answer:
+            assert "serving" == json.load(answer)["state"]
+        assert 0 == server.end()
 
 
 # -- the broker ----------------------------------------------------------------------------------

@@ -128,6 +128,15 @@ def test_switches_are_read(ini: Ini, text: str, value: bool) -> None:
     assert (value, value) == (server.describe, server.debug_tracebacks)
 
 
+def test_a_middleware_without_options_is_made(ini: Ini) -> None:
+    """With a section of its own, which can only be empty, and without."""
+    text = f"{HELLO}incoming_middleware = log\n"
+    for more in ("", "[middleware:log]\n"):
+        assert {"log"} == ini.read(text + more).middleware.keys()
+    (fault,) = ini.faults(f"{text}[middleware:log]\nlevel = 1\n")
+    assert "[middleware:log] level" in fault
+
+
 def test_a_switch_that_is_neither_on_nor_off_is_told(ini: Ini) -> None:
     """With its place."""
     with pytest.raises(ConfigError, match=r"\[server\] describe: .*maybe"):

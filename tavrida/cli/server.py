@@ -14,7 +14,7 @@ import sys
 
 from oslo_config import cfg
 
-from tavrida import assembly, context, exceptions, options, plugins, state
+from tavrida import assembly, exceptions, logs, options, plugins, state
 from tavrida.config import redact
 from tavrida.server import Server
 
@@ -46,9 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     # What handlers print shall be seen when it is printed, also in a file or a journal.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    logging.basicConfig(level=configuration.log.level, format=configuration.log.format)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(context.LogFilter())
+    logs.begin(configuration.log, configuration.secrets)
     try:
         if state.prepare(server.config.urls):
             LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())

@@ -189,6 +189,10 @@ class FaultyTransport(Transport):
         faults.named(url)
 
     @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set() and not self._is_closing and self._link.inner.is_ready
+
+    @property
     def can_publish(self) -> bool:
         return self._ready.is_set() and self._link.inner.can_publish
 

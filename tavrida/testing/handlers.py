@@ -392,6 +392,7 @@ class _NoLoop(LoopThread):
 class _NoBroker(Transport):
     """Confirms whatever it is given."""
 
+    is_ready = True
     can_publish = True
 
     async def open(self, attempts: int) -> None: ...

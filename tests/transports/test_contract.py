@@ -1903,6 +1903,37 @@ def test_nothing_can_be_published_without_a_connection(
     eventually(lambda: bench.call(lambda: transport.can_publish))
 
 
+def test_a_transport_is_ready_between_open_and_close(bench: Bench) -> None:
+    """Not before and not after; any thread may ask."""
+    connection = bench.connection()
+    told = [connection.transport.is_ready]
+    connection.open()
+    told.append(connection.transport.is_ready)
+    connection.close()
+    told.append(connection.transport.is_ready)
+    assert [False, True, False] == told
+
+
+def test_a_lost_transport_is_ready_again_when_it_consumes_again(
+    bench: Bench, connection: Connection, cut: Callable[[], None]
+) -> None:
+    """It is not from the loss on; when it is again, its consumer is there."""
+    consumer, told = bench.connect(), SimpleQueue[bool]()
+    queue = connection.queue()
+    consumer.consume(queue)
+    transport = consumer.transport
+    transport.events = Events(lambda reason: told.put(transport.is_ready), print)
+    expect_loss(bench)
+    cut()
+    assert told.get(timeout=DEADLINE) is False
+    assert transport.trouble
+    eventually(lambda: transport.is_ready)
+    assert "" == transport.trouble
+    state = bench.connect().inspect(queue)
+    assert state is not None
+    assert 1 == state.consumers
+
+
 def expect_loss(bench: Bench) -> None:
     for connection in bench.connections:
         connection.may_be_lost = True

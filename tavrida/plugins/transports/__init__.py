@@ -109,7 +109,7 @@ class Transport(abc.ABC):
         #: What an operator sees in the broker's list of connections.
         self.name = name
         self.events = events
-        #: Why there is no connection, "" where there is one or nothing was tried yet.
+        #: Why there is no connection, "" where there is one or nothing was tried yet. Any thread.
         self.trouble = ""
 
     @classmethod
@@ -121,6 +121,14 @@ class Transport(abc.ABC):
     @classmethod  # noqa: B027 - a transport may take any url
     def check_url(cls, url: str) -> None:
         """Raise ConfigError for a url that can never work; ``check`` calls it for each."""
+
+    @property
+    @abc.abstractmethod
+    def is_ready(self) -> bool:
+        """True while it is connected, and the broker has confirmed all that is consumed.
+
+        May be asked from any thread, before ``open`` and after ``close`` too.
+        """
 
     @property
     @abc.abstractmethod

@@ -58,6 +58,10 @@ class ReconnectingTransport(Transport):
         """End every publication that waits for its confirm."""
 
     @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set() and not self._is_closing
+
+    @property
     def can_publish(self) -> bool:
         return self._ready.is_set()
 
@@ -72,6 +76,7 @@ class ReconnectingTransport(Transport):
             if self._is_closing:
                 return
             LOG.warning("%s lost its connection: %s. Reconnecting.", self.name, reason)
+            self.trouble = reason
             self.events.lost(reason)
             try:
                 if self.loop.loop.time() - self._connected_at < SHORT_LIFE:

@@ -1,0 +1,346 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""``prometheus``: counts and times what a server does. docs/observability.md has the table."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tavrida import context, exceptions
+from tavrida.messages import IncomingMessage, IncomingResponse, Message, Notification, Request
+from tavrida.middleware import Middleware, Vitals
+from tavrida.plugins.middleware.harmless import harmless
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics import MetricWrapperBase
+
+LOG = logging.getLogger(__name__)
+
+#: Seconds: from handlers that look something up to those that work for a minute.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+
+#: Label sets of a metric at most: names come from messages too. What is beyond has OTHER.
+MAX_SERIES = 500
+OTHER = "other"
+
+#: Where prometheus_client looks for the folder that processes share.
+ENVIRONMENT = "PROMETHEUS_MULTIPROC_DIR"
+
+#: Bytes that are set aside in that folder for each process and kind of metric, so that no disk
+#: that fills up later can end the process: it writes to memory that is mapped from these files.
+SET_ASIDE = {"counter": 1 << 20, "gauge_livesum": 1 << 18, "histogram": 1 << 22}
+
+#: How a call that was waited for ended.
+_FAILURES: tuple[tuple[type[BaseException], str], ...] = (
+    (exceptions.CallTimeout, "timeout"),
+    (exceptions.ServiceUnavailable, "unavailable"),
+    (exceptions.TransportError, "connection"),
+)
+
+
+class Prometheus(Middleware):
+    """Metrics of handlers, messages and calls, and the page /metrics of the health server.
+
+    Name it first in ``incoming_middleware``, so that its times hold those of all others, and in
+    ``outgoing_middleware``. With several worker processes, ``multiprocess_dir`` is the folder in
+    which they add up their numbers; any of them answers for all.
+
+    Raises:
+        ConfigError: prometheus_client is not installed, or an option cannot work.
+    """
+
+    def __init__(
+        self, buckets: Sequence[float] = BUCKETS, multiprocess_dir: str | Path = ""
+    ) -> None:
+        folder = str(multiprocess_dir) or os.environ.get(ENVIRONMENT, "")
+        if folder:
+            _share(folder)
+        try:
+            import prometheus_client
+        except ModuleNotFoundError:
+            raise exceptions.ConfigError(
+                "the middleware prometheus needs prometheus_client, which is not installed: pip "
+                "install 'tavrida[prometheus]'"
+            ) from None
+        if folder and not _is_shared():
+            raise exceptions.ConfigError(
+                "[middleware:prometheus] multiprocess_dir comes too late: something imported "
+                f"prometheus_client before. Set {ENVIRONMENT}={folder} in the environment instead"
+            )
+        self._client = prometheus_client
+        self._folder = folder
+        self._buckets = tuple(buckets)
+        self.complained_at = -math.inf
+        self._began: dict[context.Handled | None, float] = {}
+        self._calls: dict[str, float] = {}
+        self._late_answers = 0
+        #: The metrics of this object alone; the page shows those of the program too.
+        self.registry = prometheus_client.CollectorRegistry()
+        self._is_off = False
+        self._make()
+
+    @classmethod
+    def list_opts(cls) -> list[Any]:
+        from oslo_config import cfg, types
+
+        return [
+            cfg.ListOpt(
+                "buckets",
+                item_type=types.Float(min=0),
+                default=list(BUCKETS),
+                help="The upper limits of the histograms' buckets, in seconds.",
+            ),
+            cfg.StrOpt(
+                "multiprocess_dir",
+                default="",
+                help="A folder in which the worker processes of one server add up their numbers; "
+                "empty it before the server starts. Default: PROMETHEUS_MULTIPROC_DIR of the "
+                "environment.",
+            ),
+        ]
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        return cls(options["buckets"], options["multiprocess_dir"])
+
+    def _make(self) -> None:
+        counter = functools.partial(self._client.Counter, registry=self.registry)
+        gauge = functools.partial(
+            self._client.Gauge, registry=self.registry, multiprocess_mode="livesum"
+        )
+        histogram = functools.partial(
+            self._client.Histogram, registry=self.registry, buckets=self._buckets
+        )
+        of_handler = ("service", "method", "kind")
+        self._handled = _Family(
+            histogram(
+                "tavrida_handler_seconds",
+                "How long handlers ran, with their middleware.",
+                (*of_handler, "outcome"),
+            )
+        )
+        self._in_flight = _Family(
+            gauge("tavrida_in_flight_messages", "Messages whose handlers run.", of_handler)
+        )
+        self._published = _Family(
+            counter(
+                "tavrida_published_messages_total",
+                "Messages that were sent: confirmed by the broker, or failed.",
+                (*of_handler, "outcome"),
+            )
+        )
+        self._called = _Family(
+            histogram(
+                "tavrida_call_seconds",
+                "How long handlers waited for the answers of others.",
+                ("service", "method", "outcome"),
+            )
+        )
+        self._retried = _Family(
+            counter(
+                "tavrida_retried_messages_total",
+                "Messages that failed and were put off, to come again.",
+                of_handler,
+            )
+        )
+        self._dead = _Family(
+            counter(
+                "tavrida_dead_letters_total",
+                "Messages that went to the dead-letter queue.",
+                of_handler,
+            )
+        )
+        self._late = counter(
+            "tavrida_late_answers_total", "Answers that came when nobody waited any more."
+        )
+        self._connected = gauge(
+            "tavrida_connected",
+            "Processes that are connected and whose consumers the broker has confirmed.",
+        )
+
+    # -- the server
+
+    def observe(self, vitals: Vitals) -> None:
+        if self._folder:
+            try:
+                _set_aside(Path(self._folder))
+            except OSError as error:
+                self._is_off = True
+                LOG.error(  # noqa: TRY400 - the sentence says it all
+                    "This process counts nothing: there is no room in %s (multiprocess_dir): %s.",
+                    self._folder,
+                    error,
+                )
+        vitals.pages["/metrics"] = self._page
+        vitals.looks.append(functools.partial(self._look, vitals))
+
+    @harmless
+    def _look(self, vitals: Vitals) -> None:
+        if self._is_off:
+            return
+        self._connected.set(vitals.is_ready)
+        late = vitals.late_answers
+        self._late.inc(max(0, late - self._late_answers))
+        self._late_answers = late
+
+    def _page(self, accept: str) -> tuple[str, bytes]:
+        encode, content_type = self._client.exposition.choose_encoder(accept)
+        if self._folder:
+            from prometheus_client.multiprocess import MultiProcessCollector
+
+            _forget_the_dead(Path(self._folder))
+            registry = self._client.CollectorRegistry()
+            MultiProcessCollector(registry, self._folder)  # type: ignore[no-untyped-call]
+        else:
+            registry = _Both(self.registry, self._client.REGISTRY)  # type: ignore[assignment]
+        return content_type, encode(registry)
+
+    # -- on the way in
+
+    @harmless
+    def before_handle(self, message: Message) -> None:
+        if self._is_off:
+            return
+        it = context.handled.get()
+        self._began[it] = time.perf_counter()
+        self._in_flight.of(*context.names_of(it), message.message_type).inc()
+
+    @harmless
+    def after_handle(self, message: Message, error: BaseException | None) -> None:
+        it = context.handled.get()
+        began = self._began.pop(it, None)
+        if began is None:
+            return
+        names = (*context.names_of(it), message.message_type)
+        self._in_flight.of(*names).dec()
+        outcome = "ok" if error is None else "error"
+        self._handled.of(*names, outcome).observe(time.perf_counter() - began)
+
+    @harmless
+    def before_retry(self, message: IncomingMessage, error: BaseException) -> None:
+        self._count(self._retried, message)
+
+    @harmless
+    def before_dead_letter(self, message: IncomingMessage, error: BaseException) -> None:
+        self._count(self._dead, message)
+
+    def _count(self, family: _Family, message: Message) -> None:
+        if not self._is_off:
+            names = context.names_of(context.handled.get())
+            family.of(*names, message.message_type).inc()
+
+    # -- on the way out
+
+    @harmless
+    def after_publish(self, message: Message, error: BaseException | None) -> None:
+        if self._is_off:
+            return
+        outcome = "confirmed" if error is None else "failed"
+        self._published.of(*_names_of_sent(message), message.message_type, outcome).inc()
+
+    @harmless
+    def before_call(self, message: Request) -> None:
+        self._calls[message.request_id] = time.perf_counter()
+
+    @harmless
+    def after_call(
+        self, message: Request, answer: IncomingResponse | None, error: BaseException | None
+    ) -> None:
+        began = self._calls.pop(message.request_id, None)
+        if began is None or self._is_off:
+            return
+        outcome = "ok"
+        if error is not None:
+            known = (name for kind, name in _FAILURES if isinstance(error, kind))
+            outcome = next(known, "error")
+        names = _names_of_sent(message)
+        self._called.of(*names, outcome).observe(time.perf_counter() - began)
+
+
+def _names_of_sent(message: Message) -> tuple[str, str]:
+    """Return service and method of what a request is for, a notification is about, or answers."""
+    if isinstance(message, Request | Notification):
+        named = message.destination if isinstance(message, Request) else message.source
+        return (named.service, named.method) if named is not None else ("", "")
+    # Not the names in the answer: those of a request without a handler are its sender's.
+    return context.names_of(context.handled.get())
+
+
+class _Family:
+    """A metric by its labels: each set is looked up in a dict of our own, and their number held."""
+
+    def __init__(self, metric: MetricWrapperBase) -> None:
+        self._metric = metric
+        self._children: dict[tuple[str, ...], Any] = {}
+
+    def of(self, *labels: str) -> Any:
+        """Return the counter, gauge or histogram of these labels."""
+        child = self._children.get(labels)
+        if child is None:
+            if len(self._children) >= MAX_SERIES:
+                return self._metric.labels(*[OTHER] * len(labels))
+            child = self._children[labels] = self._metric.labels(*labels)
+        return child
+
+
+class _Both:
+    """Two registries as one, to be written."""
+
+    def __init__(self, *registries: Any) -> None:
+        self._registries = registries
+
+    def collect(self) -> Iterator[Any]:
+        for registry in self._registries:
+            yield from registry.collect()
+
+
+# -- the folder that processes share
+
+
+def _share(folder: str) -> None:
+    """Have prometheus_client keep its numbers there; it looks once, when it is imported."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise exceptions.ConfigError(
+            f"[middleware:prometheus] multiprocess_dir {folder!r} cannot be made: {error.strerror}"
+        ) from None
+    os.environ[ENVIRONMENT] = folder
+
+
+def _is_shared() -> bool:
+    from prometheus_client import values
+
+    return bool(getattr(values.ValueClass, "_multiprocess", False))
+
+
+def _set_aside(folder: Path) -> None:
+    for kind, size in SET_ASIDE.items():
+        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
+            if file.seek(0, os.SEEK_END) < size:
+                os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove what processes that ended left behind of what only living ones have."""
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
