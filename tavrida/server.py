@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
@@ -163,7 +164,9 @@ class Server:
         self._loop: LoopThread | None = None
         # Not an Event: a signal handler may run inside its methods, and would wait for itself.
         self._wake: SimpleQueue[None] = SimpleQueue()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._is_stop_requested = False
+        self._has_stopped = False
         self._failure: Exception | None = None
         self._signals = 0
 
@@ -178,7 +181,8 @@ class Server:
         """
         if self._loop is not None:
             raise exceptions.ConfigError("this server was started already")
-        self._is_stop_requested = False
+        if self._has_stopped:  # what asked for that asked for nothing more
+            self._is_stop_requested = self._has_stopped = False
         self._failure = None
         self._loop = loop = LoopThread("tavrida-server")
         self._assemble(loop)
@@ -191,10 +195,24 @@ class Server:
         if error is None and starting.done() and not starting.cancelled():
             error = starting.exception()
             if error is None:
+                self._log_that_it_serves()
                 return
         self._abandon(starting)
         if error is not None:
             raise error
+
+    def _log_that_it_serves(self) -> None:
+        # Here and not on the loop: from now on, a signal is a graceful stop.
+        LOG.info(
+            "tavrida %s is serving %s on %s, %d at a time.",
+            plugins.version(),
+            ", ".join(
+                f"{p.dispatcher.service} (queue {p.queue}, exchange {p.exchange})"
+                for p in self.placements
+            ),
+            ", ".join(map(redact, self.config.urls)),
+            self.settings.concurrency,
+        )
 
     def _wait(self) -> None:
         """Wait until something that this object's owner waits for may have happened."""
@@ -253,16 +271,6 @@ class Server:
         if settings.consumer_timeout and self._consuming.has_consumer_timeout:
             processor = self._processor
             processor.start_task(watch(lambda: processor.open_handlings, settings.consumer_timeout))
-        LOG.info(
-            "tavrida %s is serving %s on %s, %d at a time.",
-            plugins.version(),
-            ", ".join(
-                f"{p.dispatcher.service} (queue {p.queue}, exchange {p.exchange})"
-                for p in self.placements
-            ),
-            ", ".join(map(redact, self.config.urls)),
-            settings.concurrency,
-        )
 
     def _lost(self, reason: str) -> None:
         self._processor.lost()
@@ -283,6 +291,7 @@ class Server:
         loop, self._loop = self._loop, None
         if loop is None:
             return
+        self._has_stopped = True
         try:
             left = loop.run(self._stop())
         finally:
@@ -314,6 +323,7 @@ class Server:
     def _abandon(self, starting: Future[None]) -> None:
         """Stop at once, without waiting for handlers."""
         starting.cancel()
+        self._has_stopped = True
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.run(self._disconnect())
@@ -324,11 +334,21 @@ class Server:
         self._is_stop_requested = True
         self._wake.put(None)
 
-    def run(self) -> None:
+    def request(self, job: Callable[[], None]) -> None:
+        """Have ``run`` call something in its thread, as soon as messages are coming in.
+
+        May be called from signal handlers, also before ``run``; what ``run`` does not come to any
+        more is not called. An exception of the job is logged.
+        """
+        self._jobs.append(job)
+        self._wake.put(None)
+
+    def run(self, *, before_stop: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM, SIGINT or ``request_stop``, then stop gracefully.
 
-        In the main thread it takes the two signals over while it runs; a second one stops at
-        once. Raises as ``start``, and ConnectionFailed when the broker was lost for good.
+        ``before_stop`` is called when that begins, unless nothing was served until then. In the
+        main thread it takes the two signals over while it runs; a second one stops at once. Raises
+        as ``start``, and ConnectionFailed when the broker was lost for good.
         """
         previous = self._take_signals()
         try:
@@ -336,13 +356,24 @@ class Server:
             if self._loop is None:  # a signal came while it was starting
                 return
             while not self._is_stop_requested and self._failure is None:
-                self._wait()
+                if self._jobs:
+                    self._do(self._jobs.popleft())
+                else:
+                    self._wait()
+            before_stop()
             self.stop()
             if self._failure is not None:
                 raise self._failure
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    @staticmethod
+    def _do(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:
+            LOG.exception("A job failed: %r.", job)
 
     def _take_signals(self) -> Mapping[int, Any]:
         if threading.current_thread() is not threading.main_thread():
