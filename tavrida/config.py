@@ -287,6 +287,10 @@ class ConnectionConfig:
         return urlsplit(self.urls[0]).scheme
 
 
+#: Options of ``[server]`` that mean nothing to a server in a program of its own.
+_FOR_THE_COMMAND = ("services", "workers")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """What a server may be told; the ``[server]`` section and the keyword arguments of Server.
@@ -298,8 +302,17 @@ class ServerSettings:
     services: tuple[str, ...] = option(
         (), "The services to run: names of [service:NAME] sections, or of installed controllers."
     )
+    workers: int = option(
+        1,
+        "How many processes of tavrida-server serve, each with handlers of its own. One that dies "
+        "is started again.",
+        minimum=1,
+        maximum=1024,
+    )
     concurrency: int = option(
-        10, "How many handlers run side by side; 1 keeps the order of the queue.", minimum=1
+        10,
+        "How many handlers a process runs side by side; 1 keeps the order of the queue.",
+        minimum=1,
     )
     prefetch: int = option(
         0,
@@ -379,7 +392,7 @@ class ServerSettings:
         Raises:
             ConfigError: for a keyword that is no option, with the nearest one that is.
         """
-        names = [field.name for field in options_of(cls) if field.name != "services"]
+        names = [field.name for field in options_of(cls) if field.name not in _FOR_THE_COMMAND]
         unknown = [
             f"Server() has no argument {name!r}{exceptions.did_you_mean(name, names)}"
             for name in keywords

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -164,8 +165,8 @@ class Configuration:
     outbox: OutboxSettings
     services: tuple[ServiceSection, ...]
     retries: Retries
-    #: The middleware that [server] names, by name: one object for all services.
-    middleware: Mapping[str, Middleware]
+    #: By name, what makes the middleware that [server] names: one object for all services.
+    middleware: Mapping[str, Callable[[], Middleware]]
 
 
 def _options(settings: type) -> list[cfg.Opt]:
@@ -546,12 +547,12 @@ class _Reader:
         with _said_of(group):
             return cls.from_options(values)
 
-    def middleware(self, settings: ServerSettings) -> dict[str, Middleware]:
-        """Return the middleware that the server names, made from the [middleware:NAME] sections.
+    def middleware(self, settings: ServerSettings) -> dict[str, Callable[[], Middleware]]:
+        """Return by name what makes the middleware of the server, with its options.
 
-        What cannot be made is left out; its faults were told.
+        It raises ConfigError. What cannot be loaded is left out; its faults were told.
         """
-        made = {}
+        makers: dict[str, Callable[[], Middleware]] = {}
         for name in dict.fromkeys((*settings.incoming_middleware, *settings.outgoing_middleware)):
             group = f"middleware:{name}"
             self._declare(group, ())
@@ -560,16 +561,8 @@ class _Reader:
                 cls = plugins.load(plugins.MIDDLEWARE, name, Middleware)
                 self._register(group, cls.list_opts, f"middleware {name!r}")
                 self._opaque.discard(group)
-                values = self.values(group)
-                try:
-                    made[name] = cls.from_options(values)
-                except exceptions.ConfigError:
-                    raise
-                except Exception as error:
-                    raise exceptions.ConfigError(
-                        f"{cls.__name__} cannot be made: {type(error).__name__}: {error}"
-                    ) from error
-        return made
+                makers[name] = functools.partial(_make, group, cls, self.values(group))
+        return makers
 
     def _register(self, group: str, list_opts: Callable[[], list[Any]], owner: str) -> None:
         """Add the options that a plugin declares; nothing that a stranger returns is trusted."""
@@ -624,6 +617,18 @@ class _Reader:
             cfg.ConfigParser(str(path), sections).parse()
             for fault in inifiles.strangers(path, sections, known, self._opaque):
                 self.faults.add(fault)
+
+
+def _make(group: str, cls: type[Middleware], values: Mapping[str, Any]) -> Middleware:
+    with _said_of(group):
+        try:
+            return cls.from_options(values)
+        except exceptions.ConfigError:
+            raise
+        except Exception as error:
+            raise exceptions.ConfigError(
+                f"{cls.__name__} cannot be made: {type(error).__name__}: {error}"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -55,6 +55,14 @@ class Program:
             if containing in line:
                 return line
 
+    def rest(self) -> list[str]:
+        """Return all lines of a program that has ended, or does so in time."""
+        self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        while (line := self._lines.get(timeout=DEADLINE)) is not None:
+            self.output.append(line)
+        return self.output
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
@@ -69,3 +77,25 @@ class Program:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def children_of(pid: int) -> dict[int, str]:
+    """Return the state of each child of a process, by its id; Z is that of a zombie."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The name before it may have anything in it, spaces and brackets too.
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid:
+            found[int(status.parent.name)] = state
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether there is such a process, zombies left out."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

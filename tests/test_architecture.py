@@ -187,4 +187,4 @@ def test_client_is_light_to_import() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "tavrida" in loaded
-    assert set() == loaded & {"oslo_config", "stevedore", "pika", "cliff", "cotyledon"}
+    assert set() == loaded & {"oslo_config", "stevedore", "pika", "cliff"}

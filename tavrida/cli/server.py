@@ -11,12 +11,19 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
+from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
 from tavrida import assembly, context, exceptions, options, plugins, state
-from tavrida.config import redact
+from tavrida.cli.systemd import ServiceManager
+from tavrida.config import LogSettings, redact
+from tavrida.options import Configuration
 from tavrida.server import Server
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 LOG = logging.getLogger(__name__)
 
@@ -43,16 +50,53 @@ def main(arguments: list[str] | None = None) -> int:
     if conf.check:
         print(describe(server))
         return OK
+    _begin_log(configuration.log)
+    manager = ServiceManager.of_environment()
+    if configuration.server.workers == 1:
+        server.request(lambda: manager.ready("Serving."))
+        return _run(server, manager)
+    return _serve_in_workers(configuration, manager)
+
+
+def _begin_log(settings: LogSettings) -> None:
     # What handlers print shall be seen when it is printed, also in a file or a journal.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    logging.basicConfig(level=configuration.log.level, format=configuration.log.format)
+    logging.basicConfig(level=settings.level, format=settings.format)
     for handler in logging.getLogger().handlers:
         handler.addFilter(context.LogFilter())
+
+
+def _serve_in_workers(configuration: Configuration, manager: ServiceManager) -> int:
+    """Serve in several processes, each with a server of its own."""
+    from tavrida.cli import master
+
+    def work(pipe: Connection) -> int:
+        server = assembly.assemble(configuration)
+        server.request(lambda: master.tell(pipe, master.SERVES))
+        threading.Thread(
+            target=master.listen,
+            args=(pipe, server.request_stop, lambda message: None),
+            name="tavrida-listener",
+            daemon=True,
+        ).start()
+        return _run(server, ServiceManager())
+
+    return master.Master(
+        configuration.server.workers,
+        work,
+        graceful_timeout=configuration.server.graceful_timeout,
+        final=(BAD_CONFIGURATION, NO_BROKER),
+        manager=manager,
+    ).run()
+
+
+def _run(server: Server, manager: ServiceManager) -> int:
+    """Run a server and return the exit code."""
     try:
         if state.prepare(server.config.urls):
             LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
-        server.run()
+        server.run(before_stop=manager.stopping)
     except exceptions.ConfigError as error:
         print(f"tavrida-server: {error}", file=sys.stderr)
         return BAD_CONFIGURATION

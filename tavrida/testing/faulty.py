@@ -188,6 +188,10 @@ class FaultyTransport(Transport):
     def check_url(cls, url: str) -> None:
         faults.named(url)
 
+    @classmethod
+    def is_shared(cls, config: ConnectionConfig) -> bool:
+        return False
+
     @property
     def can_publish(self) -> bool:
         return self._ready.is_set() and self._link.inner.can_publish

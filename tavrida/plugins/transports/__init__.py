@@ -122,6 +122,11 @@ class Transport(abc.ABC):
     def check_url(cls, url: str) -> None:
         """Raise ConfigError for a url that can never work; ``check`` calls it for each."""
 
+    @classmethod
+    def is_shared(cls, config: ConnectionConfig) -> bool:
+        """Tell whether other processes reach the same place; False where it is in this one only."""
+        return True
+
     @property
     @abc.abstractmethod
     def can_publish(self) -> bool:

@@ -134,6 +134,10 @@ class SQLiteTransport(ReconnectingTransport):
     def check_url(cls, url: str) -> None:
         Place.parse(url)
 
+    @classmethod
+    def is_shared(cls, config: ConnectionConfig) -> bool:
+        return bool(Place.parse(config.urls[0]).path)
+
     # -- connecting
 
     async def _connect_to(self, url: str) -> None:

@@ -1,0 +1,390 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""``[server] workers``: several processes under a master, and what signals do to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tavrida.cli.master import SHORT_LIFE
+from tavrida.config import ServerSettings
+from tavrida.exceptions import ConfigError
+from tests import commands
+from tests.broker.conftest import Connect
+from tests.packages import Packages
+from tests.processes import Program, children_of, is_alive
+from tests.waiting import DEADLINE, eventually
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: Nothing listens there.
+CLOSED = "amqp://guest:guest@127.0.0.1:1/%2F"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where servers find the controller ``crew``."""
+    folder = tmp_path_factory.mktemp("site")
+    packages = Packages(folder)
+    packages.add("acme-crew", {"tavrida.controllers": {"crew": "tests.broker.crew:Crew"}})
+    packages.remove()
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
+class Crew:
+    """A running ``tavrida-server`` with workers."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.pid = program.process.pid
+
+    @property
+    def workers(self) -> set[int]:
+        return set(children_of(self.pid))
+
+    def next_worker(self) -> int:
+        """Return the pid of the next worker that serves."""
+        found = re.search(r"pid (\d+)", self.program.line(") serves."))
+        assert found
+        return int(found[1])
+
+    def is_gone(self) -> bool:
+        """Tell whether nothing is left of it."""
+        return self.program.process.poll() is not None and not children_of(self.pid)
+
+
+Ini = Callable[..., Path]
+Start = Callable[..., Crew]
+
+
+@pytest.fixture
+def ini(tmp_path: Path) -> Ini:
+    """Write the ini of ``workers`` processes at a url; more options of [server] and of [crew]."""
+
+    def write(
+        url: str, workers: int = 2, more: str = "", crew: str = "", connection: str = ""
+    ) -> Path:
+        path = tmp_path / "crew.conf"
+        path.write_text(
+            f"[connection]\nurl = {url.replace('$', '$$')}\nretry_delay = 0.1\n{connection}\n"
+            f"[server]\nservices = crew\nqueue_type = classic\nworkers = {workers}\n{more}\n"
+            f"[service:crew]\nexchange = test_exchange\n{crew}\n"
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def launch(environment: dict[str, str]) -> Iterator[Start]:
+    """Start ``tavrida-server`` with an ini; its workers may not serve yet."""
+    with ExitStack() as running:
+
+        def start(path: Path, **more: str) -> Crew:
+            arguments: list[str | Path] = [commands.SCRIPTS / "tavrida-server", "--config-file"]
+            program = Program([*arguments, path], environment=environment | more)
+            crew = Crew(running.enter_context(program))
+            running.callback(_kill_all, crew)
+            return crew
+
+        yield start
+
+
+def _kill_all(crew: Crew) -> None:
+    for pid in {crew.pid, *crew.workers}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(launch: Start, ini: Ini, url: str) -> Start:
+    """Start ``tavrida-server`` at the test's place, and return it when all of its workers serve."""
+
+    def run(workers: int = 2, more: str = "", **settings: Any) -> Crew:
+        crew = launch(ini(url, workers, more, **settings))
+        crew.program.line(f"All {workers} workers serve.")
+        return crew
+
+    return run
+
+
+# -- serving -------------------------------------------------------------------------------------
+
+
+def test_all_workers_serve_with_controllers_of_their_own(start: Start, connect: Connect) -> None:
+    """The plugin is imported once, in the master, which serves nothing."""
+    crew = start(3, "concurrency = 1")
+    client = connect("crew")
+    answers = [client.crew.who(seconds=0.1).future() for _ in range(12)]
+    payloads = [answer.result(DEADLINE).payload for answer in answers]
+    assert crew.workers == {payload["pid"] for payload in payloads}
+    assert 3 == len(crew.workers)
+    assert all(payload["made_in"] == payload["pid"] for payload in payloads)
+    assert {crew.pid} == {payload["imported_in"] for payload in payloads}
+    assert 0 == crew.program.end()
+    assert crew.is_gone()
+
+
+def test_one_worker_is_the_process_itself(ini: Ini, launch: Start, url: str) -> None:
+    """So that a debugger finds the handlers where they are."""
+    crew = launch(ini(url, 1))
+    crew.program.line("is serving")
+    assert set() == crew.workers
+    assert 0 == crew.program.end()
+
+
+# -- workers that die ----------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_killed_comes_back_at_once(start: Start, connect: Connect) -> None:
+    """What it had goes to others, and nothing is left of it, no zombie either."""
+    crew = start(2)
+    client = connect("crew")
+    client.crew.who().call()
+    victim = next(iter(crew.workers))
+    serving_since = time.monotonic()
+    eventually(lambda: time.monotonic() > serving_since + SHORT_LIFE)
+    os.kill(victim, signal.SIGKILL)
+    killed_at = time.monotonic()
+    crew.program.line(f"(pid {victim}) was killed by SIGKILL")
+    successor = crew.next_worker()
+    assert 1.0 > time.monotonic() - killed_at
+    assert successor in crew.workers
+    assert 2 == len(crew.workers)
+    assert victim not in crew.workers
+    assert "Z" not in children_of(crew.pid).values()
+    assert client.crew.who().call().payload["pid"] in crew.workers
+    assert 0 == crew.program.end()
+
+
+def test_a_worker_that_is_terminated_drains_and_comes_back(
+    start: Start, connect: Connect, tmp_path: Path
+) -> None:
+    """SIGTERM to one worker renews that one."""
+    crew = start(2)
+    gate = tmp_path / "gate"
+    answer = connect("crew").crew.until(path=str(gate)).future()
+    eventually(Path(f"{gate}.begun").exists)
+    before = crew.workers
+    for pid in before:
+        os.kill(pid, signal.SIGTERM)
+    assert not answer.done()
+    gate.touch()
+    assert answer.result(DEADLINE).payload["pid"] in before
+    assert before.isdisjoint({crew.next_worker(), crew.next_worker()})
+    assert 0 == crew.program.end()
+
+
+def test_a_worker_that_dies_at_once_is_started_with_growing_pauses(
+    start: Start, tmp_path: Path
+) -> None:
+    """It does not spin, each line says what happened and what comes, and the other one serves."""
+    trouble = tmp_path / "trouble"
+    crew = start(2, crew=f"dies_if = {trouble}")
+    first, other = sorted(crew.workers)
+    trouble.touch()
+    os.kill(first, signal.SIGKILL)
+    killed_at = time.monotonic()
+    told = [crew.program.line("; failure ") for _ in range(3)]
+    for number, line in enumerate(told, int(told[0].partition("failure ")[2].split()[0])):
+        assert "was killed by SIGKILL after " in line
+        assert f"; failure {number} in a row. Starting it again in " in line
+    pauses = [float(line.rpartition(" in ")[2].removesuffix(" s.")) for line in told]
+    assert pauses == sorted(set(pauses)), pauses
+    assert sum(pauses[:-1]) <= time.monotonic() - killed_at
+    assert other in crew.workers
+    trouble.unlink()
+    crew.next_worker()
+    assert 0 == crew.program.end()
+
+
+def test_workers_end_when_their_master_is_killed(
+    start: Start, connect: Connect, tmp_path: Path
+) -> None:
+    """Nobody is left that serves without being asked, and what runs is finished."""
+    crew = start(2)
+    gate = tmp_path / "gate"
+    answer = connect("crew").crew.until(path=str(gate)).future()
+    eventually(Path(f"{gate}.begun").exists)
+    workers = crew.workers
+    crew.program.process.kill()
+    for _ in workers:
+        crew.program.line("The master is gone")
+    eventually(lambda: 1 == sum(map(is_alive, workers)))
+    gate.touch()
+    assert answer.result(DEADLINE).payload["pid"] in workers
+    eventually(lambda: not any(map(is_alive, workers)))
+
+
+# -- stopping ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reaches", ["the master", "all"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_lets_all_workers_finish(
+    start: Start, connect: Connect, tmp_path: Path, number: signal.Signals, reaches: str
+) -> None:
+    """Also where all processes get it, as from Ctrl-C on a terminal: that is no second one."""
+    crew = start(2)
+    gate = tmp_path / "gate"
+    answer = connect("crew").crew.until(path=str(gate)).future()
+    eventually(Path(f"{gate}.begun").exists)
+    workers = crew.workers
+    crew.program.process.send_signal(number)
+    for pid in workers if reaches == "all" else ():
+        os.kill(pid, number)
+    crew.program.line(f"Got {number.name}: stopping")
+    crew.program.line("tavrida stopped")  # the worker that is idle
+    assert not answer.done()
+    gate.touch()
+    assert answer.result(DEADLINE).payload["pid"] in workers
+    assert 0 == crew.program.process.wait(DEADLINE)
+    assert crew.is_gone()
+
+
+def test_handlers_that_do_not_end_hold_nothing_up_for_longer_than_graceful_timeout(
+    start: Start, connect: Connect, tmp_path: Path
+) -> None:
+    """Their messages go back to the queue, and the exit code is 0."""
+    crew = start(2, "graceful_timeout = 0.5")
+    never = tmp_path / "never"
+    connect("crew").crew.until(path=str(never)).cast()
+    eventually(Path(f"{never}.begun").exists)
+    began = time.monotonic()
+    assert 0 == crew.program.end()
+    assert 0.5 <= time.monotonic() - began < 5
+    assert crew.is_gone()
+
+
+def test_a_second_signal_stops_all_at_once(start: Start, connect: Connect, tmp_path: Path) -> None:
+    """Handlers that never end do not hold the processes for ever."""
+    crew = start(2)
+    never = tmp_path / "never"
+    connect("crew").crew.until(path=str(never)).cast()
+    eventually(Path(f"{never}.begun").exists)
+    workers = crew.workers
+    crew.program.process.terminate()
+    crew.program.line("Got SIGTERM: stopping all workers")
+    assert 128 + signal.SIGTERM == crew.program.end()
+    eventually(lambda: not any(map(is_alive, workers)))
+
+
+def test_workers_that_wait_for_their_broker_can_be_stopped(launch: Start, ini: Ini) -> None:
+    """Only one waits: the others would say the same."""
+    crew = launch(ini(CLOSED, 3))
+    crew.program.line("Trying again")
+    assert 1 == len(crew.workers)
+    assert 0 == crew.program.end()
+    assert crew.is_gone()
+
+
+# -- what is wrong is told once ------------------------------------------------------------------
+
+
+def test_a_bus_in_memory_is_refused(ini: Ini, environment: dict[str, str]) -> None:
+    """Each worker would have one of its own; --check knows it too."""
+    path = ini("sqlite://", 2)
+    for more in ([], ["--check"]):
+        ended = commands.run(
+            "tavrida-server", "--config-file", path, *more, environment=environment
+        )
+        assert (1, "") == (ended.code, ended.stdout)
+        assert ended.stderr == (
+            "tavrida-server: [server] workers = 2 cannot share [connection] url sqlite://, which "
+            "is in the memory of one process: name a file, sqlite:///PATH/bus.db, or a broker, or "
+            "leave workers at 1\n"
+        )
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "many", "2000", "1.5"])
+def test_a_number_of_workers_that_is_none_is_told(
+    ini: Ini, environment: dict[str, str], value: str
+) -> None:
+    """With file and line."""
+    path = ini("sqlite:///nowhere/bus.db", value)
+    ended = commands.run("tavrida-server", "--config-file", path, environment=environment)
+    assert (1, "") == (ended.code, ended.stdout)
+    (line,) = ended.stderr.splitlines()
+    assert "crew.conf:8: [server] workers: " in line
+
+
+def test_a_fault_is_told_before_any_worker_is_forked(ini: Ini, environment: dict[str, str]) -> None:
+    """And once, whatever the number of workers."""
+    path = ini("sqlite:///nowhere/bus.db", 4, more="serializer = jsn")
+    ended = commands.run("tavrida-server", "--config-file", path, environment=environment)
+    assert 1 == ended.code
+    (line,) = ended.stderr.splitlines()
+    assert "did you mean 'json'?" in line
+
+
+def test_a_broker_that_is_not_there_is_told_once(ini: Ini, environment: dict[str, str]) -> None:
+    """With the exit code that a single process has."""
+    path = ini(CLOSED, 4, connection="reconnect_attempts = 0")
+    ended = commands.run("tavrida-server", "--config-file", path, environment=environment)
+    assert 3 == ended.code
+    (line,) = [x for x in ended.stderr.splitlines() if x.startswith("tavrida-server: ")]
+    assert "Is RabbitMQ running there?" in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_server_in_a_program_has_no_workers() -> None:
+    """Only tavrida-server can fork before everything else."""
+    with pytest.raises(ConfigError, match="Server\\(\\) has no argument 'workers'"):
+        ServerSettings.from_keywords({"workers": 2})
+
+
+# -- systemd -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket that systemd reads."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.settimeout(DEADLINE)
+        listener.bind(f"{tmp_path}/notify")
+        yield listener
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_systemd_is_told_when_all_consume_and_when_it_stops(
+    ini: Ini, launch: Start, url: str, tmp_path: Path, listener: socket.socket, workers: int
+) -> None:
+    """READY=1 is the first word, and comes once, when each process has told that it serves."""
+    crew = launch(ini(url, workers), NOTIFY_SOCKET=f"{tmp_path}/notify")
+    assert b"READY=1" == listener.recv(1000).splitlines()[0]
+    assert workers == (len(crew.workers) or 1)
+    crew.program.process.terminate()
+    assert b"STOPPING=1" == listener.recv(1000).splitlines()[0]
+    assert 0 == crew.program.process.wait(DEADLINE)
+    listener.settimeout(0)
+    with pytest.raises(BlockingIOError):
+        listener.recv(1000)
+    serving = [line for line in crew.program.rest() if "is serving" in line]
+    assert workers == len(serving)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_is_not_told_to_go_on_before_anybody_consumes(
+    ini: Ini, launch: Start, tmp_path: Path, listener: socket.socket, workers: int
+) -> None:
+    """A broker that is away: what comes after this unit shall not start yet."""
+    crew = launch(ini(CLOSED, workers), NOTIFY_SOCKET=f"{tmp_path}/notify")
+    crew.program.line("Trying again")
+    assert 0 == crew.program.end()
+    listener.settimeout(0)
+    told = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            told.append(listener.recv(1000).splitlines()[0])
+    assert b"READY=1" not in told
