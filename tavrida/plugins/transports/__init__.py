@@ -189,6 +189,14 @@ class Transport(abc.ABC):
         """Have at most ``prefetch`` unsettled deliveries of the queue handed over at a time."""
 
     @abc.abstractmethod
+    async def change_prefetch(self, queue: str, prefetch: int) -> None:
+        """Have from now on at most ``prefetch`` deliveries of a queue handed over at a time.
+
+        The connection stays, and so does what was handed over; that may or may not count. What a
+        broker had on its way may be delivered again by it. Not to be called beside ``cancel``.
+        """
+
+    @abc.abstractmethod
     async def inspect(self, queue: str) -> QueueState | None:
         """Return what a queue holds and how many consume it; None where there is no such queue.
 
