@@ -30,13 +30,13 @@ from tavrida.messages import Error
 from tavrida.middleware import Middleware
 from tavrida.overload import Threshold, limits_of, prefetch_of
 from tavrida.plugins.serializers import Serializers
-from tavrida.plugins.transports import Events, Transport
+from tavrida.plugins.transports import Events, OnDelivery, Transport
 from tavrida.processing import Processor
 from tavrida.publishing import Publisher
 from tavrida.retries import Policy, Retries, Said, levels_of, said
 from tavrida.router import Router
 from tavrida.service import ServiceController
-from tavrida.topology import Placement, topology_of
+from tavrida.topology import Placement, Topology, topology_of
 from tavrida.watch import watch
 
 LOG = logging.getLogger(__name__)
@@ -247,11 +247,7 @@ class Server:
             # Quorum queues count how often they deliver, and move the message themselves.
             self.settings.delivery_limit if self.settings.queue_type == "classic" else None,
             self._limits,
-            Threshold(
-                self.settings.failure_threshold,
-                self.settings.failure_window,
-                self.settings.failure_pause,
-            ),
+            _threshold_of(self.settings),
         )
 
     async def _start(self) -> None:
@@ -261,16 +257,72 @@ class Server:
         await self._consuming.declare(self.topology)
         for queue, router, services in self._queues:
             receive = functools.partial(self._processor.receive, router=router, placements=services)
-            handlers = _handlers_of(services.values())
-            prefetch = settings.prefetch or prefetch_of(
-                handlers, self._limits, settings.concurrency
-            )
+            prefetch = _prefetch_of(services.values(), settings, self._limits)
             await self._consuming.consume(queue, prefetch, receive)
-            for service in services:
-                self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
+            self._watch(queue, services, prefetch, receive)
         if settings.consumer_timeout and self._consuming.has_consumer_timeout:
             processor = self._processor
             processor.start_task(watch(lambda: processor.open_handlings, settings.consumer_timeout))
+
+    def _watch(
+        self, queue: str, services: Iterable[str], prefetch: int, receive: OnDelivery
+    ) -> None:
+        for service in services:
+            self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
+
+    def reload(self, settings: ServerSettings, retries: Retries) -> None:
+        """Go on with other settings: the options marked mutable and the retries take effect.
+
+        Connections stay, and so does what runs. Waits while there is no connection, until a stop
+        is requested. To be called by the thread that starts and stops the server.
+
+        Raises:
+            ConfigError: they cannot work; nothing is changed.
+            TransportError: the broker refuses what they need, such as queues of new retries; a part
+                may have taken effect.
+        """
+        faults = exceptions.Faults()
+        policies, levels, limits = self._policies, {}, self._limits
+        with faults.collected():
+            policies = _policies_of(self.placements, retries)
+            levels = _levels_of(self.placements, policies)
+        with faults.collected():
+            limits = limits_of(_handlers_of(self.placements), settings.handler_concurrency)
+        faults.check()
+        topology = topology_of(
+            self.placements, self.settings.queue_type, self.settings.delivery_limit, levels
+        )
+        if self._loop is not None:
+            changing = self._loop.start(self._change(settings, policies, limits, topology))
+            changing.add_done_callback(lambda future: self._wake.put(None))
+            while not (changing.done() or self._is_stop_requested or self._failure):
+                self._wait()
+            if not changing.done():
+                changing.cancel()
+                return
+            changing.result()
+        self.settings, self.topology = settings, topology
+        self._policies, self._limits = policies, limits
+
+    async def _change(
+        self,
+        settings: ServerSettings,
+        policies: Mapping[Handler, Policy],
+        limits: Mapping[Handler, int],
+        topology: Topology,
+    ) -> None:
+        if topology != self.topology:
+            await self._consuming.declare(topology)
+        self._processor.change(settings.concurrency, policies, limits, _threshold_of(settings))
+        for queue, router, services in self._queues:
+            before = _prefetch_of(services.values(), self.settings, self._limits)
+            prefetch = _prefetch_of(services.values(), settings, limits)
+            if prefetch != before:
+                await self._consuming.change_prefetch(queue, prefetch)
+                receive = functools.partial(
+                    self._processor.receive, router=router, placements=services
+                )
+                self._watch(queue, services, prefetch, receive)
 
     def _lost(self, reason: str) -> None:
         self._processor.lost()
@@ -409,6 +461,17 @@ def _controller(cls: type[ServiceController]) -> ServiceController:
         )
     dispatcher.service_of(cls)
     return cls()
+
+
+def _threshold_of(settings: ServerSettings) -> Threshold:
+    return Threshold(settings.failure_threshold, settings.failure_window, settings.failure_pause)
+
+
+def _prefetch_of(
+    placements: Iterable[Placement], settings: ServerSettings, limits: Mapping[Handler, int]
+) -> int:
+    """Return how many messages of the placements' queue to take ahead."""
+    return settings.prefetch or prefetch_of(_handlers_of(placements), limits, settings.concurrency)
 
 
 def _handlers_of(placements: Iterable[Placement]) -> list[Handler]:
