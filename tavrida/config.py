@@ -32,8 +32,12 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     secret: bool = False,
+    mutable: bool = False,
 ) -> Any:
-    """Return a dataclass field that is an option with a help text and limits as well."""
+    """Return a dataclass field that is an option with a help text and limits as well.
+
+    One that is ``mutable`` takes effect when the files are read again, without a restart.
+    """
     return dataclasses.field(
         default=default,
         repr=not secret,
@@ -44,6 +48,7 @@ def option(
             "maximum": MAX_NUMBER if maximum is None else maximum,
             "choices": choices,
             "secret": secret,
+            "mutable": mutable,
         },
     )
 
@@ -313,12 +318,14 @@ class ServerSettings:
         10,
         "How many handlers a process runs side by side; 1 keeps the order of the queue.",
         minimum=1,
+        mutable=True,
     )
     prefetch: int = option(
         0,
         "Deliveries that a queue hands over ahead of their handlers; 0 follows concurrency, and "
         "the limits of handlers where all of a queue have one.",
         minimum=0,
+        mutable=True,
     )
     queue_type: str = option(
         "quorum",
@@ -336,6 +343,7 @@ class ServerSettings:
         (),
         "How many of a handler run side by side: SERVICE.METHOD:NUMBER, with commas between. "
         "Others have no limit but concurrency, or what their decorators say.",
+        mutable=True,
     )
     failure_threshold: float = option(
         0.0,
@@ -344,12 +352,20 @@ class ServerSettings:
         "wrong do not count.",
         minimum=0,
         maximum=1,
+        mutable=True,
     )
     failure_window: int = option(
-        20, "How many of its last messages that is a part of.", minimum=1, maximum=1_000_000
+        20,
+        "How many of its last messages that is a part of.",
+        minimum=1,
+        maximum=1_000_000,
+        mutable=True,
     )
     failure_pause: float = option(
-        60.0, "Seconds until a paused queue is tried again, with one message.", minimum=0.1
+        60.0,
+        "Seconds until a paused queue is tried again, with one message.",
+        minimum=0.1,
+        mutable=True,
     )
     serializer: str = option("json", "The plugin that writes bodies (tavrida.serializers).")
     accept: tuple[str, ...] = option(
@@ -379,7 +395,10 @@ class ServerSettings:
         minimum=0,
     )
     graceful_timeout: float = option(
-        30.0, "Seconds that running handlers get to finish when the server stops.", minimum=0
+        30.0,
+        "Seconds that running handlers get to finish when the server stops.",
+        minimum=0,
+        mutable=True,
     )
 
     def __post_init__(self) -> None:
@@ -434,7 +453,10 @@ class LogSettings:
     """The ``[log]`` section; used by the commands, never by the library."""
 
     level: str = option(
-        "INFO", "The lowest level that is logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+        "INFO",
+        "The lowest level that is logged.",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        mutable=True,
     )
     format: str = option(
         "%(asctime)s %(levelname)s %(name)s: %(message)s",

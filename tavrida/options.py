@@ -95,6 +95,7 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
     return [
         cfg.IntOpt(
             "attempts",
+            mutable=True,
             default=defaults.attempts,
             min=1,
             max=10_000,
@@ -102,12 +103,14 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.FloatOpt(
             "first_delay",
+            mutable=True,
             default=defaults.first_delay,
             min=0.001,
             help="Seconds before the second attempt.",
         ),
         cfg.FloatOpt(
             "factor",
+            mutable=True,
             default=defaults.factor,
             min=1,
             max=1000,
@@ -115,12 +118,14 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.FloatOpt(
             "max_delay",
+            mutable=True,
             default=defaults.max_delay,
             min=0.001,
             help="Seconds of a delay at most.",
         ),
         cfg.FloatOpt(
             "jitter",
+            mutable=True,
             default=defaults.jitter,
             min=0,
             max=1,
@@ -128,6 +133,7 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.ListOpt(
             "on",
+            mutable=True,
             default=None if defaults.on is None else list(defaults.on),
             help="The exceptions after which a handler is run again, as ValueError or "
             "package.module.Error; subclasses count too. Where it names none: all but those that "
@@ -135,6 +141,7 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.ListOpt(
             "never",
+            mutable=True,
             default=None if defaults.never is None else list(defaults.never),
             help="Exceptions after which it is not, whatever the other option says.",
         ),
@@ -167,6 +174,10 @@ class Configuration:
     retries: Retries
     #: By name, what makes the middleware that [server] names: one object for all services.
     middleware: Mapping[str, Callable[[], Middleware]]
+    #: The value of every option that was read, by section and name; and which of tavrida's own
+    #: take effect without a restart.
+    values: Mapping[tuple[str, str], Any]
+    mutable: frozenset[tuple[str, str]]
 
 
 def _options(settings: type) -> list[cfg.Opt]:
@@ -190,6 +201,7 @@ def _options(settings: type) -> list[cfg.Opt]:
             default=default,
             help=field.metadata["help"],
             secret=field.metadata["secret"],
+            mutable=field.metadata["mutable"],
             **limits,
         )
         found.append(option)
@@ -268,7 +280,14 @@ def survey(conf: cfg.ConfigOpts) -> tuple[Configuration, exceptions.Faults]:
     middleware = reader.middleware(settings["server"])
     reader.check_strangers()
     return (
-        Configuration(**settings, services=tuple(services), retries=retries, middleware=middleware),
+        Configuration(
+            **settings,
+            services=tuple(services),
+            retries=retries,
+            middleware=middleware,
+            values=reader.read,
+            mutable=frozenset(reader.mutable),
+        ),
         reader.faults,
     )
 
@@ -417,6 +436,9 @@ class _Reader:
         for name, settings in SECTIONS.items():
             self._declare(name, _options(settings))
         self._wrong: set[tuple[str, str]] = set()
+        #: All that was read, by section and name; those of tavrida's options that are mutable.
+        self.read: dict[tuple[str, str], Any] = {}
+        self.mutable: set[tuple[str, str]] = set()
         self.faults = exceptions.Faults()
 
     def _declare(self, group: str, options: Iterable[cfg.Opt]) -> None:
@@ -599,6 +621,9 @@ class _Reader:
                 # What stands before this only repeats the option, and oslo.config's place.
                 reason = str(error).rpartition("is not valid: ")[2]
                 self._fault(group, name, _NOT_A_NUMBER.sub("should be a number, not", reason))
+            self.read[group, name] = values[name]
+            if option.mutable and _is_own(group):
+                self.mutable.add((group, name))
         return values
 
     def _fault(self, group: str, name: str, reason: str, joint: str = ": ") -> None:
@@ -617,6 +642,11 @@ class _Reader:
             cfg.ConfigParser(str(path), sections).parse()
             for fault in inifiles.strangers(path, sections, known, self._opaque):
                 self.faults.add(fault)
+
+
+def _is_own(group: str) -> bool:
+    """Tell whether a section has tavrida's own options only; others' we could not apply."""
+    return group in SECTIONS or group.partition(":")[0] == "retry"
 
 
 def _make(group: str, cls: type[Middleware], values: Mapping[str, Any]) -> Middleware:

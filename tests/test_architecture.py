@@ -62,6 +62,7 @@ ROOMS = [
     "inifiles",
     "options",
     "assembly",
+    "changes",
     "migration",
     "cli",
     "testing",

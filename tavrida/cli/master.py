@@ -41,6 +41,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
 #: Seconds that workers get beyond ``graceful_timeout``, to disconnect.
 MARGIN = 15.0
 
+#: Seconds within which a signal is the same once more: timeout(1), for one, sends it to the process
+#: and to its group.
+ECHO = 0.1
+
 #: What the master handles.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
@@ -112,20 +116,20 @@ class Master:
         count: int,
         work: Callable[[Connection], int],
         *,
-        graceful_timeout: float,
+        graceful_timeout: Callable[[], float],
         reload: Callable[[], Any] = lambda: None,
         final: tuple[int, ...] = (),
         manager: ServiceManager | None = None,
     ) -> None:
         self.workers = [Worker(number) for number in range(1, count + 1)]
-        self.graceful_timeout = graceful_timeout
+        self._graceful_timeout = graceful_timeout
         self._work = work
         self._reload = reload
         self._final = final
         self._manager = manager or ServiceManager()
         self._selector = selectors.DefaultSelector()
         self._has_one_served = self._have_all_served = False
-        self._is_stopping = False
+        self._stopping_since: float | None = None
         self._kill_at: float | None = None
         self._code = 0
 
@@ -150,6 +154,10 @@ class Master:
         LOG.info("tavrida stopped, with all its workers.")
         return self._code
 
+    @property
+    def _is_stopping(self) -> bool:
+        return self._stopping_since is not None
+
     def _pause(self) -> float | None:
         """Return the seconds until there is something to do without being told."""
         if self._is_stopping:
@@ -167,16 +175,16 @@ class Master:
         os.set_blocking(inlet, False)
         os.set_blocking(outlet, False)
         self._signal_pipe = (inlet, outlet)
-        previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        # They stay when all has ended: one more signal shall not change the exit code.
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
         # Python writes the number of each signal there, whatever is going on.
-        previous_wakeup = signal.set_wakeup_fd(outlet)
+        signal.set_wakeup_fd(outlet)
         self._selector.register(inlet, selectors.EVENT_READ, self._on_signals)
         try:
             yield
         finally:
-            signal.set_wakeup_fd(previous_wakeup)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
             self._selector.close()
             os.close(inlet)
             os.close(outlet)
@@ -191,19 +199,19 @@ class Master:
                 self._on_stop(signal.Signals(number))
 
     def _on_stop(self, number: signal.Signals) -> None:
-        if self._is_stopping:
+        if self._stopping_since is None:
+            LOG.info("Got %s: stopping all workers. A second one stops at once.", number.name)
+            self._stop(0)
+        elif time.monotonic() > self._stopping_since + ECHO:
             LOG.warning("Got %s again: stopping at once.", number.name)
             self._code = 128 + number
             self._kill_workers()
-            return
-        LOG.info("Got %s: stopping all workers. A second one stops at once.", number.name)
-        self._stop(0)
 
     def _stop(self, code: int) -> None:
-        self._is_stopping = True
+        self._stopping_since = time.monotonic()
         self._code = code
         self._manager.stopping()
-        self._kill_at = time.monotonic() + self.graceful_timeout + MARGIN
+        self._kill_at = time.monotonic() + self._graceful_timeout() + MARGIN
         for worker in self.workers:
             worker.send(STOP)
 
@@ -294,7 +302,8 @@ class Master:
             os._exit(code)
 
     def _on_message(self, worker: Worker) -> None:
-        assert worker.pipe is not None
+        if worker.pipe is None:  # it was found to have ended in the same turn
+            return
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):  # it ends: SIGCHLD tells the rest

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -17,9 +19,9 @@ from typing import TYPE_CHECKING
 from oslo_config import cfg
 
 from tavrida import assembly, context, exceptions, options, plugins, state
+from tavrida.cli.running import Running, Settings, apply
 from tavrida.cli.systemd import ServiceManager
 from tavrida.config import LogSettings, redact
-from tavrida.options import Configuration
 from tavrida.server import Server
 
 if TYPE_CHECKING:
@@ -38,10 +40,13 @@ _CHECK = cfg.BoolOpt(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def parse() -> options.Parsed:
+        return options.parse(given, "tavrida-server", [_CHECK])
+
     try:
-        conf = options.parse(
-            sys.argv[1:] if arguments is None else arguments, "tavrida-server", [_CHECK]
-        )
+        conf = parse()
         server, configuration = assembly.load(conf)
     except exceptions.ConfigError as error:
         for fault in error.faults:
@@ -51,11 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(server))
         return OK
     _begin_log(configuration.log)
+    running = Running(parse, configuration, server)
     manager = ServiceManager.of_environment()
     if configuration.server.workers == 1:
-        server.request(lambda: manager.ready("Serving."))
-        return _run(server, manager)
-    return _serve_in_workers(configuration, manager)
+        return _serve(running, manager)
+    return _serve_in_workers(running, manager)
 
 
 def _begin_log(settings: LogSettings) -> None:
@@ -67,25 +72,51 @@ def _begin_log(settings: LogSettings) -> None:
         handler.addFilter(context.LogFilter())
 
 
-def _serve_in_workers(configuration: Configuration, manager: ServiceManager) -> int:
+def _serve(running: Running, manager: ServiceManager) -> int:
+    """Serve in this process."""
+    server = running.server
+
+    def reload() -> None:
+        manager.reloading()
+        running.reload()
+        manager.ready("Serving.")
+
+    signal.signal(signal.SIGHUP, lambda number, frame: server.request(reload))
+    server.request(lambda: manager.ready("Serving."))
+    return _run(server, manager)
+
+
+def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     """Serve in several processes, each with a server of its own."""
     from tavrida.cli import master
 
     def work(pipe: Connection) -> int:
-        server = assembly.assemble(configuration)
-        server.request(lambda: master.tell(pipe, master.SERVES))
+        server = assembly.assemble(running.configuration)
+
+        def apply_settings(settings: Settings) -> None:
+            try:
+                apply(server, settings)
+            except exceptions.TransportError as error:
+                LOG.error("Not reloaded in pid %d, or in part only: %s", os.getpid(), error)  # noqa: TRY400
+            master.tell(pipe, master.RELOADED)
+
+        def reload(settings: Settings) -> None:
+            server.request(lambda: apply_settings(settings))
+
         threading.Thread(
-            target=master.listen,
-            args=(pipe, server.request_stop, lambda message: None),
-            name="tavrida-listener",
-            daemon=True,
+            target=master.listen, args=(pipe, server.request_stop, reload), daemon=True
         ).start()
+        server.request(lambda: master.tell(pipe, master.SERVES))
         return _run(server, ServiceManager())
 
+    def reload() -> Settings | None:
+        return running.settings if running.reload() else None
+
     return master.Master(
-        configuration.server.workers,
+        running.configuration.server.workers,
         work,
-        graceful_timeout=configuration.server.graceful_timeout,
+        graceful_timeout=lambda: running.configuration.server.graceful_timeout,
+        reload=reload,
         final=(BAD_CONFIGURATION, NO_BROKER),
         manager=manager,
     ).run()

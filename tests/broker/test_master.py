@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tavrida.cli.master import SHORT_LIFE
+from tavrida.cli.master import ECHO, SHORT_LIFE
 from tavrida.config import ServerSettings
 from tavrida.exceptions import ConfigError
 from tests import commands
@@ -275,7 +275,10 @@ def test_a_second_signal_stops_all_at_once(start: Start, connect: Connect, tmp_p
     eventually(Path(f"{never}.begun").exists)
     workers = crew.workers
     crew.program.process.terminate()
+    crew.program.process.terminate()  # as from timeout(1), which is no second one
     crew.program.line("Got SIGTERM: stopping all workers")
+    stopping_since = time.monotonic()
+    eventually(lambda: time.monotonic() > stopping_since + ECHO)
     assert 128 + signal.SIGTERM == crew.program.end()
     eventually(lambda: not any(map(is_alive, workers)))
 
@@ -388,3 +391,136 @@ def test_systemd_is_not_told_to_go_on_before_anybody_consumes(
         while True:
             told.append(listener.recv(1000).splitlines()[0])
     assert b"READY=1" not in told
+
+
+# -- reloading -----------------------------------------------------------------------------------
+
+
+def holding(crew: Crew, connect: Connect, tmp_path: Path, count: int) -> Callable[[], int]:
+    """Cast messages that are held until their files are there; return what counts the begun."""
+    client = connect("crew")
+    with client.pipeline():
+        for n in range(count):
+            gate = tmp_path / f"gate{n}"
+            client.crew.until(path=str(gate)).cast()
+    return lambda: len(list(tmp_path.glob("gate*.begun")))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_lets_changes_take_effect_in_all_processes(
+    ini: Ini, launch: Start, connect: Connect, url: str, tmp_path: Path, workers: int
+) -> None:
+    """Nobody is replaced; what needs a restart is named, and only that."""
+    crew = launch(ini(url, workers, "concurrency = 1"))
+    crew.program.line("is serving" if workers == 1 else "workers serve")
+    processes = crew.workers
+    # More than may run: what a process has already does not count when it takes more.
+    begun = holding(crew, connect, tmp_path, 6 * workers)
+    eventually(lambda: begun() == workers)
+    ini(url, workers, "concurrency = 3\n[log]\nlevel = WARNING", crew="greeting = Hi")
+    crew.program.process.send_signal(signal.SIGHUP)
+    crew.program.line("[service:crew] greeting was changed, which needs a restart.")
+    eventually(lambda: begun() == 3 * workers)
+    assert processes == crew.workers
+    for n in range(6 * workers):
+        (tmp_path / f"gate{n}").touch()
+    ini(url, workers, "concurrency = 3\n[log]\nlevel = INFO")
+    crew.program.process.send_signal(signal.SIGHUP)
+    crew.program.line("Reloaded: [log] level: WARNING -> INFO.")
+    assert 0 == crew.program.end()
+    assert not [line for line in crew.program.rest() if "concurrency:" in line]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("concurency = 5", "crew.conf:9: [server] concurency is unknown (did you mean"),
+        ("concurrency = none", "crew.conf:9: [server] concurrency: should be a number, not 'none'"),
+        ("concurrency = 0", "crew.conf:9: [server] concurrency: Should be greater than or equal"),
+        ("handler_concurrency = crew.wo:3", "there is no handler of 'crew.wo' here (did you mean"),
+        ("nonsense", "crew.conf"),
+        ("[service:crew]\ncontroller = crow", "no plugin 'crow' in tavrida.controllers"),
+        ("[retry:crew]\nfirst_delay = 900", "first_delay=900.0 is longer than max_delay=300.0"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused_with_its_reason(
+    ini: Ini, launch: Start, connect: Connect, url: str, workers: int, wrong: str, reason: str
+) -> None:
+    """The old values stay, it serves, and a file that is right takes effect later."""
+    crew = launch(ini(url, workers))
+    crew.program.line("is serving" if workers == 1 else "workers serve")
+    ini(url, workers, wrong)
+    crew.program.process.send_signal(signal.SIGHUP)
+    line = crew.program.line("Not reloaded, all stays as it was: ")
+    assert reason in line
+    connect("crew").crew.who().call()
+    ini(url, workers, "concurrency = 4")
+    crew.program.process.send_signal(signal.SIGHUP)
+    crew.program.line("Reloaded: [server] concurrency: 10 -> 4.")
+    assert 0 == crew.program.end()
+    assert "Traceback" not in "\n".join(crew.program.rest())
+
+
+def test_a_worker_that_comes_later_has_what_runs_and_not_what_the_file_says(
+    start: Start, ini: Ini, connect: Connect, url: str, tmp_path: Path
+) -> None:
+    """The file was changed once well and once badly; the latter stands in it now."""
+    crew = start(2, "concurrency = 1")
+    ini(url, 2, "concurrency = 2")
+    crew.program.process.send_signal(signal.SIGHUP)
+    crew.program.line("Reloaded: [server] concurrency: 1 -> 2.")
+    ini(url, 2, "concurrency = several\nqueue_type = quorum")
+    crew.program.process.send_signal(signal.SIGHUP)
+    crew.program.line("Not reloaded")
+    for pid in crew.workers:
+        os.kill(pid, signal.SIGKILL)
+    crew.next_worker()
+    crew.next_worker()
+    begun = holding(crew, connect, tmp_path, 9)
+    eventually(lambda: begun() == 4)
+    for n in range(9):
+        (tmp_path / f"gate{n}").touch()
+    assert 0 == crew.program.end()
+
+
+def test_sighup_to_a_worker_does_nothing(start: Start, connect: Connect) -> None:
+    """A terminal that goes sends it to all of its processes."""
+    crew = start(2)
+    workers = crew.workers
+    for pid in workers:
+        os.kill(pid, signal.SIGHUP)
+    connect("crew").crew.who().call()
+    assert workers == crew.workers
+    assert 0 == crew.program.end()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_before_it_serves_waits_until_it_does(launch: Start, ini: Ini, workers: int) -> None:
+    """It does not end a server that waits for its broker."""
+    crew = launch(ini(CLOSED, workers))
+    crew.program.line("Trying again")
+    crew.program.process.send_signal(signal.SIGHUP)
+    if workers > 1:
+        crew.program.line("Reloaded: nothing was changed")
+    assert 0 == crew.program.end()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_is_told_when_a_reload_begins_and_when_it_is_over(
+    ini: Ini, launch: Start, url: str, tmp_path: Path, listener: socket.socket, workers: int
+) -> None:
+    """Also when the file is refused: it runs on."""
+    crew = launch(ini(url, workers), NOTIFY_SOCKET=f"{tmp_path}/notify")
+
+    def told() -> bytes:
+        return listener.recv(1000).splitlines()[0]
+
+    assert b"READY=1" == told()
+    for more in ("concurrency = 3", "concurrency = 0"):
+        ini(url, workers, more)
+        crew.program.process.send_signal(signal.SIGHUP)
+        assert [b"RELOADING=1", b"READY=1"] == [told(), told()]
+    crew.program.process.terminate()
+    assert b"STOPPING=1" == told()
+    assert 0 == crew.program.process.wait(DEADLINE)
