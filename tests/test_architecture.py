@@ -75,6 +75,7 @@ ONLY_IN = {
     "oslo_config": ("options", "cli.", "plugins.discovery.", "plugins.middleware."),
     "cliff": ("cli.",),
     "rich": ("cli.",),
+    "watchfiles": ("cli.",),
     "pytest": ("testing.plugin",),
     "psycopg": ("cli.",),
     "sqlalchemy": (),

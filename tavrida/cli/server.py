@@ -31,11 +31,19 @@ LOG = logging.getLogger(__name__)
 
 OK, BAD_CONFIGURATION, NO_BROKER = 0, 1, 3
 
-_CHECK = cfg.BoolOpt(
-    "check",
-    default=False,
-    help="Load and check everything, say what would run, and exit without connecting.",
-)
+_COMMAND_LINE = [
+    cfg.BoolOpt(
+        "check",
+        default=False,
+        help="Load and check everything, say what would run, and exit without connecting.",
+    ),
+    cfg.BoolOpt(
+        "reload",
+        default=False,
+        help="For development: start again whenever a source of a plugin or a file of the "
+        "configuration changes. Needs the extra 'reload'.",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,10 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
 
     def parse() -> options.Parsed:
-        return options.parse(given, "tavrida-server", [_CHECK])
+        return options.parse(given, "tavrida-server", _COMMAND_LINE)
 
     try:
         conf = parse()
+        if conf.reload and not conf.check:
+            from tavrida.cli import sources
+
+            return sources.serve(given, conf.config_file or (), conf.config_dir or ())
         server, configuration = assembly.load(conf)
     except exceptions.ConfigError as error:
         for fault in error.faults:

@@ -23,7 +23,7 @@ from tavrida.exceptions import ConfigError
 from tests import commands
 from tests.broker.conftest import Connect
 from tests.packages import Packages
-from tests.processes import Program, children_of, is_alive
+from tests.processes import Program, TerminalProgram, children_of, is_alive
 from tests.waiting import DEADLINE, eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -251,6 +251,25 @@ def test_a_signal_lets_all_workers_finish(
     assert answer.result(DEADLINE).payload["pid"] in workers
     assert 0 == crew.program.process.wait(DEADLINE)
     assert crew.is_gone()
+
+
+def test_ctrl_c_on_a_terminal_lets_all_workers_finish(
+    ini: Ini, environment: dict[str, str], connect: Connect, url: str, tmp_path: Path
+) -> None:
+    """The terminal sends it to the master and to all workers."""
+    arguments = (commands.SCRIPTS / "tavrida-server", "--config-file", ini(url, 2))
+    gate = tmp_path / "gate"
+    with TerminalProgram(arguments, environment=environment) as program:
+        program.line("All 2 workers serve.")
+        answer = connect("crew").crew.until(path=str(gate)).future()
+        eventually(Path(f"{gate}.begun").exists)
+        program.press(b"\x03")
+        program.line("Got SIGINT: stopping all workers")
+        program.line("tavrida stopped")
+        assert not answer.done()
+        gate.touch()
+        answer.result(DEADLINE)
+        assert 0 == program.process.wait(DEADLINE)
 
 
 def test_handlers_that_do_not_end_hold_nothing_up_for_longer_than_graceful_timeout(
