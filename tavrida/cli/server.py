@@ -68,6 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(describe(server))
         return OK
     _begin_log(configuration.log)
+    try:
+        if state.prepare(server.config.urls):
+            LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
+    except exceptions.ConfigError as error:
+        print(f"tavrida-server: {error}", file=sys.stderr)
+        return BAD_CONFIGURATION
     running = Running(parse, configuration, server)
     manager = ServiceManager.of_environment()
     if configuration.server.workers == 1:
@@ -137,8 +143,6 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
 def _run(server: Server, manager: ServiceManager) -> int:
     """Run a server and return the exit code."""
     try:
-        if state.prepare(server.config.urls):
-            LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
         server.run(before_stop=manager.stopping)
     except exceptions.ConfigError as error:
         print(f"tavrida-server: {error}", file=sys.stderr)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,6 +19,8 @@ from tavrida.config import ConnectionConfig
 from tavrida.retries import Retries, Retry
 from tavrida.server import Server
 from tests.broker.conftest import QUEUE, Connect, Serve
+from tests.faults.proxy import Proxy
+from tests.rabbitmq import Node
 from tests.waiting import DEADLINE, eventually
 
 NEVER = Retries(Retry(attempts=1))
@@ -179,6 +183,35 @@ def test_the_kill_switch_is_set_and_taken_away(
     assert 1 == caplog.text.count("Paused queue")
 
 
+def test_a_kill_switch_that_was_taken_away_holds_nobody_up_later(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also those that came while it was there, and wait for something else."""
+    server = serve(Forge)
+    client = connect("forge")
+    change(
+        server,
+        handler_concurrency=("forge.hold:2",),
+        failure_threshold=0.5,
+        failure_window=2,
+        failure_pause=0.3,
+    )
+    with client.pipeline():
+        for n in range(5):
+            client.forge.hold(n=n).cast()
+    eventually(lambda: begun() == 2)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            client.forge.fails().cast()
+        eventually(lambda: "Paused queue" in caplog.text)
+    paused_at = time.monotonic()
+    change(server, failure_threshold=0.0)
+    eventually(lambda: time.monotonic() > paused_at + 0.6)
+    change(server, handler_concurrency=())
+    eventually(lambda: begun() == 5)
+    let_end(5)
+
+
 def test_retries_begin_and_end(serve: Serve, connect: Connect) -> None:
     """The queues in which they wait are declared when they are needed."""
     server = serve(Forge)
@@ -239,3 +272,74 @@ def test_a_server_that_is_not_started_begins_with_what_it_was_told_last(
         eventually(lambda: begun() == 3)
         Forge.permits.release(5)
         eventually(lambda: Forge.ended["hold"] == 5)
+
+
+@pytest.fixture
+def proxy(rabbitmq: Node) -> Iterator[Proxy]:
+    """What stands between the test and its broker."""
+    with Proxy(rabbitmq.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(proxy: Proxy, rabbitmq: Node, amqp_url: str) -> ConnectionConfig:
+    """A connection through the proxy."""
+    url = amqp_url.replace(f":{rabbitmq.port}/", f":{proxy.port}/")
+    return ConnectionConfig(url=(url,), async_engine=True, retry_delay=0.1)
+
+
+def test_without_a_connection_it_takes_effect_with_the_next_one(
+    proxy: Proxy, behind: ConnectionConfig, connect: Connect
+) -> None:
+    """Prefetch and new queues for retries too."""
+    retries = Retries(Retry(attempts=2, first_delay=0.01))
+    with Server(
+        behind, QUEUE, "test_exchange", [Forge], queue_type="classic", retry=False, concurrency=1
+    ) as server:
+        proxy.go_down()
+        eventually(lambda: not server._consuming.can_publish)
+        client = connect("forge")
+        with client.pipeline():
+            for n in range(6):
+                client.forge.hold(n=n).cast()
+        changing = threading.Thread(
+            target=lambda: change(server, retries, concurrency=4), daemon=True
+        )
+        changing.start()
+        changing.join(0.5)
+        assert changing.is_alive()
+        proxy.heal()
+        changing.join(DEADLINE)
+        assert not changing.is_alive()
+        eventually(lambda: begun() == 4)
+        assert 4 == server.settings.concurrency
+        let_end(4)
+        eventually(lambda: begun() == 6)
+        let_end(2)
+        client.forge.fails().cast()
+        eventually(lambda: begun("fails") == 2)
+
+
+def test_a_stop_ends_the_waiting_for_a_connection(
+    proxy: Proxy, behind: ConnectionConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An operator who stops a server that reloads in an outage does not wait for its end."""
+    server = Server(behind, QUEUE, "test_exchange", [Forge], queue_type="classic", retry=False)
+    serving, reloading = threading.Event(), threading.Event()
+
+    def reload() -> None:
+        reloading.set()
+        change(server, Retries(Retry(attempts=2)), concurrency=4)
+
+    server.request(serving.set)
+    running = threading.Thread(target=server.run)
+    running.start()
+    assert serving.wait(DEADLINE)
+    proxy.go_down()
+    eventually(lambda: not server._consuming.can_publish)
+    server.request(reload)
+    assert reloading.wait(DEADLINE)
+    server.request_stop()
+    running.join(DEADLINE)
+    assert not running.is_alive()
+    assert "A job failed" not in caplog.text
