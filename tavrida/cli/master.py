@@ -103,8 +103,8 @@ class Worker:
 class Master:
     """Keeps ``count`` workers at work until it is told to stop.
 
-    ``work`` is called in each worker with the number and its end of the pipe; what it returns is
-    the exit code. ``reload`` is called at SIGHUP, and returns what to tell the workers, or None.
+    ``work`` is called in each worker with its end of the pipe; what it returns is the exit code.
+    ``reload`` is called at SIGHUP, and returns what to tell the workers, or None.
     A worker that ends with one of the codes in ``final`` before all have served has said what is
     wrong, and would say it again: then all stop, and ``run`` returns that code.
 
@@ -256,6 +256,18 @@ class Master:
                 self._start(worker)
 
     def _start(self, worker: Worker) -> None:
+        try:
+            worker.pid, pipe = self._fork()
+        except OSError as error:  # too many processes, or files
+            self._postpone(worker)
+            LOG.warning("Worker %d cannot be started: %s. Trying again.", worker.number, error)
+            return
+        worker.pipe = pipe
+        worker.started, worker.served = time.monotonic(), None
+        self._selector.register(pipe, selectors.EVENT_READ, lambda: self._on_message(worker))
+
+    def _fork(self) -> tuple[int, Connection]:
+        """Make a process that is a worker; return its id and our end of the pipe to it."""
         ours, theirs = Pipe()
         # Until the child has let go of it, signals to it would be written into our signal pipe.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -263,21 +275,17 @@ class Master:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                self._become(worker, theirs)
-        except OSError as error:
+                self._become_a_worker(theirs)
+        except OSError:
             ours.close()
-            LOG.warning("Worker %d cannot be started: %s.", worker.number, error)
-            self._postpone(worker)
-            return
+            raise
         finally:
             theirs.close()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        worker.pid, worker.pipe = pid, ours
-        worker.started, worker.served = time.monotonic(), None
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_message(worker))
+        return pid, ours
 
-    def _become(self, worker: Worker, pipe: Connection) -> NoReturn:
-        """Be a worker, in a process that was just forked."""
+    def _become_a_worker(self, pipe: Connection) -> NoReturn:
+        """Work, in a process that was just forked."""
         code = os.EX_SOFTWARE
         try:
             signal.set_wakeup_fd(-1)
@@ -293,7 +301,7 @@ class Master:
                 other.close()
             code = self._work(pipe)
         except BaseException:
-            LOG.exception("Worker %d failed.", worker.number)
+            LOG.exception("A worker (pid %d) failed.", os.getpid())
         finally:
             # Not sys.exit(): what the master has to do at its end is none of a worker's.
             for stream in (sys.stdout, sys.stderr):
@@ -337,11 +345,8 @@ class Master:
         if worker.pipe is not None:
             self._selector.unregister(worker.pipe)
             worker.close()
-        how = (
-            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        )
         now = time.monotonic()
-        told = f"{worker} {how} after {now - worker.started:.1f} s"
+        told = f"{worker} {_how(code)} after {now - worker.started:.1f} s"
         worker.pid = 0
         worker.started = now
         is_reloading, worker.is_reloading = worker.is_reloading, False
@@ -374,3 +379,12 @@ class Master:
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(worker.failures, 20))
         worker.failures += 1
         worker.started = time.monotonic() + pause
+
+
+def _how(code: int) -> str:
+    """Say how a process ended."""
+    if code >= 0:
+        return f"ended with code {code}"
+    # Those for programs' own use have no names.
+    named = -code in set(signal.Signals)
+    return f"was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"

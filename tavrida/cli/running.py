@@ -64,6 +64,9 @@ class Running:
         except exceptions.TransportError as error:
             LOG.error("Not reloaded, or in part only: %s", error)  # noqa: TRY400
             return False
+        except Exception:  # of a plugin: it must not end a server that runs
+            LOG.exception("Not reloaded.")
+            return False
         self.configuration = changes.configuration
         for name in changes.left:
             LOG.warning("%s was changed, which needs a restart.", name)

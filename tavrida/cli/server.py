@@ -61,9 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             return sources.serve(given, conf.config_file or (), conf.config_dir or ())
         server, configuration = assembly.load(conf)
     except exceptions.ConfigError as error:
-        for fault in error.faults:
-            print(f"tavrida-server: {fault}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return _refuse(error)
     if conf.check:
         print(describe(server))
         return OK
@@ -72,13 +70,18 @@ def main(arguments: list[str] | None = None) -> int:
         if state.prepare(server.config.urls):
             LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
     except exceptions.ConfigError as error:
-        print(f"tavrida-server: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return _refuse(error)
     running = Running(parse, configuration, server)
     manager = ServiceManager.of_environment()
     if configuration.server.workers == 1:
         return _serve(running, manager)
     return _serve_in_workers(running, manager)
+
+
+def _refuse(error: exceptions.ConfigError) -> int:
+    for fault in error.faults:
+        print(f"tavrida-server: {fault}", file=sys.stderr)
+    return BAD_CONFIGURATION
 
 
 def _begin_log(settings: LogSettings) -> None:
@@ -109,7 +112,10 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     from tavrida.cli import master
 
     def work(pipe: Connection) -> int:
-        server = assembly.assemble(running.configuration)
+        try:
+            server = assembly.assemble(running.configuration)
+        except exceptions.ConfigError as error:
+            return _refuse(error)
 
         def apply_settings(settings: Settings) -> None:
             try:
@@ -145,8 +151,7 @@ def _run(server: Server, manager: ServiceManager) -> int:
     try:
         server.run(before_stop=manager.stopping)
     except exceptions.ConfigError as error:
-        print(f"tavrida-server: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return _refuse(error)
     except exceptions.TransportError as error:
         print(f"tavrida-server: {error}", file=sys.stderr)
         return NO_BROKER

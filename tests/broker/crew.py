@@ -25,12 +25,15 @@ class Crew(service.ServiceController):
     def list_opts(cls) -> list[Any]:
         return [
             cfg.StrOpt("dies_if", default="", help="A file: workers die while it is there."),
+            cfg.BoolOpt("only_in_the_master", default=False),
             cfg.StrOpt("greeting", default="Hello"),
         ]
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
         self._made_in = os.getpid()
+        if self.options["only_in_the_master"] and os.getpid() != IMPORTED_IN:
+            raise RuntimeError("there is one seat")
         dies_if = self.options["dies_if"]
         if dies_if and Path(dies_if).exists() and os.getpid() != IMPORTED_IN:
             os.kill(os.getpid(), signal.SIGKILL)

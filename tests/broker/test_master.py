@@ -174,6 +174,19 @@ def test_a_worker_that_is_killed_comes_back_at_once(start: Start, connect: Conne
     assert 0 == crew.program.end()
 
 
+def test_a_worker_that_a_nameless_signal_kills_comes_back_too(
+    launch: Start, ini: Ini, bus: str
+) -> None:
+    """Those from 35 to 63 are for programs' own use."""
+    crew = launch(ini(bus, 2))
+    crew.program.line("All 2 workers serve.")
+    victim = min(crew.workers)
+    os.kill(victim, signal.SIGRTMIN + 3)
+    assert f"was killed by signal {signal.SIGRTMIN + 3} after" in crew.program.line(f"pid {victim}")
+    assert victim != crew.next_worker()
+    assert 0 == crew.program.end()
+
+
 def test_a_worker_that_is_terminated_drains_and_comes_back(
     start: Start, connect: Connect, tmp_path: Path
 ) -> None:
@@ -363,6 +376,19 @@ def test_a_broker_that_is_not_there_is_told_once(ini: Ini, environment: dict[str
     assert 3 == ended.code
     (line,) = [x for x in ended.stderr.splitlines() if x.startswith("tavrida-server: ")]
     assert "Is RabbitMQ running there?" in line
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_controller_that_cannot_be_made_in_a_worker_is_told_once(
+    ini: Ini, environment: dict[str, str], bus: str
+) -> None:
+    """Though it could be in the master: one line, and the exit code of a wrong configuration."""
+    path = ini(bus, 4, crew="only_in_the_master = true")
+    ended = commands.run("tavrida-server", "--config-file", path, environment=environment)
+    assert 1 == ended.code
+    (line,) = [x for x in ended.stderr.splitlines() if x.startswith("tavrida-server: ")]
+    assert "[service:crew]" in line
+    assert "RuntimeError: there is one seat" in line
     assert "Traceback" not in ended.stderr
 
 
