@@ -305,6 +305,23 @@ def test_handlers_that_do_not_end_hold_nothing_up_for_longer_than_graceful_timeo
     assert crew.is_gone()
 
 
+@pytest.mark.slow
+def test_a_worker_that_does_not_even_disconnect_is_killed_in_the_end(
+    launch: Start, ini: Ini, bus: str
+) -> None:
+    """One whose event loop hangs, say. The others have ended in good order long before."""
+    crew = launch(ini(bus, 2, "graceful_timeout = 1"))
+    crew.program.line("All 2 workers serve.")
+    stuck = min(crew.workers)
+    os.kill(stuck, signal.SIGSTOP)
+    crew.program.process.terminate()
+    crew.program.line("tavrida stopped")
+    eventually(lambda: crew.workers == {stuck})
+    crew.program.line(f"(pid {stuck}) is killed; its messages go back to their queues.")
+    assert 0 == crew.program.process.wait(DEADLINE)
+    assert crew.is_gone()
+
+
 def test_a_second_signal_stops_all_at_once(start: Start, connect: Connect, tmp_path: Path) -> None:
     """Handlers that never end do not hold the processes for ever."""
     crew = start(2)
@@ -581,3 +598,26 @@ def test_systemd_is_told_when_a_reload_begins_and_when_it_is_over(
     crew.program.process.terminate()
     assert b"STOPPING=1" == told()
     assert 0 == crew.program.process.wait(DEADLINE)
+
+
+def test_a_worker_that_dies_while_it_reloads_does_not_leave_systemd_waiting(
+    ini: Ini, launch: Start, bus: str, tmp_path: Path, listener: socket.socket
+) -> None:
+    """READY=1 comes when those that are left have done it; the next one has it from the start."""
+    crew = launch(ini(bus, 2), NOTIFY_SOCKET=f"{tmp_path}/notify")
+
+    def told() -> bytes:
+        return listener.recv(1000).splitlines()[0]
+
+    assert b"READY=1" == told()
+    stuck = min(crew.workers)
+    os.kill(stuck, signal.SIGSTOP)
+    ini(bus, 2, "concurrency = 3")
+    crew.program.process.send_signal(signal.SIGHUP)
+    assert b"RELOADING=1" == told()
+    crew.program.line("Reloaded: [server] concurrency: 10 -> 3.")
+    os.kill(stuck, signal.SIGKILL)
+    crew.program.line(f"(pid {stuck}) was killed")
+    assert b"READY=1" == told()
+    assert ", 3 at a time" in crew.program.line("is serving")
+    assert 0 == crew.program.end()
