@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from tavrida import exceptions, options
+from tavrida import exceptions, options, plugins
 from tavrida.addresses import AddressBook
+from tavrida.config import ServerSettings, redact
 from tavrida.dispatcher import Dispatcher
+from tavrida.middleware import Middleware
 from tavrida.options import Configuration, ServiceSection
+from tavrida.plugins.transports import Transport
 from tavrida.server import Server
 from tavrida.topology import Placement
 
@@ -23,12 +27,33 @@ def load(conf: options.Parsed) -> tuple[Server, Configuration]:
     configuration, faults = options.survey(conf)
     with faults.collected():
         server = assemble(configuration)
+        _check_workers(configuration)
     faults.check()
     return server, configuration
 
 
+def _check_workers(configuration: Configuration) -> None:
+    """Raise ConfigError where several processes could not meet."""
+    config, workers = configuration.connection, configuration.server.workers
+    if workers == 1:
+        return
+    transport: type[Transport] = plugins.load(
+        plugins.TRANSPORTS,
+        config.scheme,
+        Transport,  # type: ignore[type-abstract]
+    )
+    if not transport.is_shared(config):
+        raise exceptions.ConfigError(
+            f"[server] workers = {workers} cannot share [connection] url {redact(config.urls[0])}, "
+            "which is in the memory of one process: name a file, sqlite:///PATH/bus.db, or a "
+            "broker, or leave workers at 1"
+        )
+
+
 def assemble(configuration: Configuration) -> Server:
-    """Return the server that the configuration describes; it is not started.
+    """Return a server that the configuration describes, with controllers of its own.
+
+    It is not started.
 
     Raises:
         ConfigError: lists everything that cannot work.
@@ -39,11 +64,15 @@ def assemble(configuration: Configuration) -> Server:
         service.name: service.publish_exchange for service in services if service.publish_exchange
     }
     faults = exceptions.Faults()
+    middleware = {}
+    for name, make in configuration.middleware.items():
+        with faults.collected():
+            middleware[name] = make()
     placements = []
     for service in services:
         with faults.collected(f"[service:{service.name}] "):
             placement = _place(service, AddressBook(service.discovery, exchanges, publishers))
-            placements.append(_with_middleware(placement, configuration))
+            placements.append(_with_middleware(placement, configuration.server, middleware))
     faults.check()
     # The middleware is there already, made with its options.
     settings = dataclasses.replace(
@@ -58,9 +87,10 @@ def assemble(configuration: Configuration) -> Server:
     )
 
 
-def _with_middleware(placement: Placement, configuration: Configuration) -> Placement:
+def _with_middleware(
+    placement: Placement, settings: ServerSettings, made: Mapping[str, Middleware]
+) -> Placement:
     """Put the middleware that the files name around that of the controller."""
-    made, settings = configuration.middleware, configuration.server
     incoming = [made[name] for name in settings.incoming_middleware if name in made]
     outgoing = [made[name] for name in settings.outgoing_middleware if name in made]
     return dataclasses.replace(

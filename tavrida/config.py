@@ -32,8 +32,12 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     secret: bool = False,
+    mutable: bool = False,
 ) -> Any:
-    """Return a dataclass field that is an option with a help text and limits as well."""
+    """Return a dataclass field that is an option with a help text and limits as well.
+
+    One that is ``mutable`` takes effect when the files are read again, without a restart.
+    """
     return dataclasses.field(
         default=default,
         repr=not secret,
@@ -44,6 +48,7 @@ def option(
             "maximum": MAX_NUMBER if maximum is None else maximum,
             "choices": choices,
             "secret": secret,
+            "mutable": mutable,
         },
     )
 
@@ -287,6 +292,10 @@ class ConnectionConfig:
         return urlsplit(self.urls[0]).scheme
 
 
+#: Options of ``[server]`` that mean nothing to a server in a program of its own.
+_FOR_THE_COMMAND = ("services", "workers")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """What a server may be told; the ``[server]`` section and the keyword arguments of Server.
@@ -298,14 +307,25 @@ class ServerSettings:
     services: tuple[str, ...] = option(
         (), "The services to run: names of [service:NAME] sections, or of installed controllers."
     )
+    workers: int = option(
+        1,
+        "How many processes of tavrida-server serve, each with handlers of its own. One that dies "
+        "is started again.",
+        minimum=1,
+        maximum=1024,
+    )
     concurrency: int = option(
-        10, "How many handlers run side by side; 1 keeps the order of the queue.", minimum=1
+        10,
+        "How many handlers a process runs side by side; 1 keeps the order of the queue.",
+        minimum=1,
+        mutable=True,
     )
     prefetch: int = option(
         0,
         "Deliveries that a queue hands over ahead of their handlers; 0 follows concurrency, and "
         "the limits of handlers where all of a queue have one.",
         minimum=0,
+        mutable=True,
     )
     queue_type: str = option(
         "quorum",
@@ -323,6 +343,7 @@ class ServerSettings:
         (),
         "How many of a handler run side by side: SERVICE.METHOD:NUMBER, with commas between. "
         "Others have no limit but concurrency, or what their decorators say.",
+        mutable=True,
     )
     failure_threshold: float = option(
         0.0,
@@ -331,12 +352,20 @@ class ServerSettings:
         "wrong do not count.",
         minimum=0,
         maximum=1,
+        mutable=True,
     )
     failure_window: int = option(
-        20, "How many of its last messages that is a part of.", minimum=1, maximum=1_000_000
+        20,
+        "How many of its last messages that is a part of.",
+        minimum=1,
+        maximum=1_000_000,
+        mutable=True,
     )
     failure_pause: float = option(
-        60.0, "Seconds until a paused queue is tried again, with one message.", minimum=0.1
+        60.0,
+        "Seconds until a paused queue is tried again, with one message.",
+        minimum=0.1,
+        mutable=True,
     )
     serializer: str = option("json", "The plugin that writes bodies (tavrida.serializers).")
     accept: tuple[str, ...] = option(
@@ -366,7 +395,10 @@ class ServerSettings:
         minimum=0,
     )
     graceful_timeout: float = option(
-        30.0, "Seconds that running handlers get to finish when the server stops.", minimum=0
+        30.0,
+        "Seconds that running handlers get to finish when the server stops.",
+        minimum=0,
+        mutable=True,
     )
 
     def __post_init__(self) -> None:
@@ -379,7 +411,7 @@ class ServerSettings:
         Raises:
             ConfigError: for a keyword that is no option, with the nearest one that is.
         """
-        names = [field.name for field in options_of(cls) if field.name != "services"]
+        names = [field.name for field in options_of(cls) if field.name not in _FOR_THE_COMMAND]
         unknown = [
             f"Server() has no argument {name!r}{exceptions.did_you_mean(name, names)}"
             for name in keywords
@@ -466,7 +498,10 @@ class LogSettings:
     """The ``[log]`` section; used by the commands, never by the library."""
 
     level: str = option(
-        "INFO", "The lowest level that is logged.", choices=("DEBUG", "INFO", "WARNING", "ERROR")
+        "INFO",
+        "The lowest level that is logged.",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        mutable=True,
     )
     format: str = option(
         TEXT_FORMAT,

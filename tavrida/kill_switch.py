@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections import deque
@@ -37,6 +38,19 @@ class KillSwitch:
         #: Whether nothing is let in.
         self.is_paused = False
         self._is_trial = False
+        self._trying: asyncio.TimerHandle | None = None
+
+    def change(self, threshold: Threshold) -> None:
+        """Have another threshold from now on. A pause that has begun is as long as it was."""
+        self._threshold = threshold
+        self._ends = deque(self._ends, maxlen=threshold.window)
+
+    def retire(self) -> None:
+        """Let all in, for good."""
+        if self._trying is not None:
+            self._trying.cancel()
+        self.is_paused = False
+        self._open(math.inf)
 
     def note(self, error: BaseException | None) -> None:
         """Note how a message ended: with this failure, or well."""
@@ -65,7 +79,7 @@ class KillSwitch:
         self._ends.clear()
         self.is_paused = True
         self._turns.shut(self.gate)
-        self._loop.loop.call_later(self._threshold.pause, self._try)
+        self._trying = self._loop.loop.call_later(self._threshold.pause, self._try)
 
     def _try(self) -> None:
         self.is_paused = False

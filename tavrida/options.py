@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -105,6 +106,7 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
     return [
         cfg.IntOpt(
             "attempts",
+            mutable=True,
             default=defaults.attempts,
             min=1,
             max=10_000,
@@ -112,12 +114,14 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.FloatOpt(
             "first_delay",
+            mutable=True,
             default=defaults.first_delay,
             min=0.001,
             help="Seconds before the second attempt.",
         ),
         cfg.FloatOpt(
             "factor",
+            mutable=True,
             default=defaults.factor,
             min=1,
             max=1000,
@@ -125,12 +129,14 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.FloatOpt(
             "max_delay",
+            mutable=True,
             default=defaults.max_delay,
             min=0.001,
             help="Seconds of a delay at most.",
         ),
         cfg.FloatOpt(
             "jitter",
+            mutable=True,
             default=defaults.jitter,
             min=0,
             max=1,
@@ -138,6 +144,7 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.ListOpt(
             "on",
+            mutable=True,
             default=None if defaults.on is None else list(defaults.on),
             help="The exceptions after which a handler is run again, as ValueError or "
             "package.module.Error; subclasses count too. Where it names none: all but those that "
@@ -145,6 +152,7 @@ def _retry_options(defaults: Retry) -> list[cfg.Opt]:
         ),
         cfg.ListOpt(
             "never",
+            mutable=True,
             default=None if defaults.never is None else list(defaults.never),
             help="Exceptions after which it is not, whatever the other option says.",
         ),
@@ -188,8 +196,12 @@ class Configuration:
     outbox: OutboxSettings
     services: tuple[ServiceSection, ...]
     retries: Retries
-    #: The middleware that [server] names, by name: one object for all services.
-    middleware: Mapping[str, Middleware]
+    #: By name, what makes the middleware that [server] names: one object for all services.
+    middleware: Mapping[str, Callable[[], Middleware]]
+    #: The value of every option that was read, by section and name; and which of tavrida's own
+    #: take effect without a restart.
+    values: Mapping[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
+    mutable: frozenset[tuple[str, str]] = frozenset()
     #: The values of all options that are secret, also of plugins; some are urls with a password.
     secrets: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
@@ -215,6 +227,7 @@ def _options(settings: type) -> list[cfg.Opt]:
             default=default,
             help=field.metadata["help"],
             secret=field.metadata["secret"],
+            mutable=field.metadata["mutable"],
             **limits,
         )
         found.append(option)
@@ -307,6 +320,8 @@ def _survey(reader: _Reader) -> Configuration:
         services=tuple(services),
         retries=retries,
         middleware=middleware,
+        values=reader.read,
+        mutable=frozenset(reader.mutable),
         secrets=frozenset(reader.secrets),
     )
 
@@ -486,6 +501,9 @@ class _Reader:
         self._wrong: set[tuple[str, str]] = set()
         #: The values of options that are secret.
         self.secrets: set[str] = set()
+        #: All that was read, by section and name; those of tavrida's options that are mutable.
+        self.read: dict[tuple[str, str], Any] = {}
+        self.mutable: set[tuple[str, str]] = set()
         self.faults = exceptions.Faults()
 
     def _declare(self, group: str, options: Iterable[cfg.Opt]) -> None:
@@ -631,12 +649,12 @@ class _Reader:
         with _said_of(group):
             return cls.from_options(values)
 
-    def middleware(self, settings: ServerSettings) -> dict[str, Middleware]:
-        """Return the middleware that the server names, made from the [middleware:NAME] sections.
+    def middleware(self, settings: ServerSettings) -> dict[str, Callable[[], Middleware]]:
+        """Return by name what makes the middleware of the server, with its options.
 
-        What cannot be made is left out; its faults were told.
+        It raises ConfigError. What cannot be loaded is left out; its faults were told.
         """
-        made = {}
+        makers: dict[str, Callable[[], Middleware]] = {}
         for name in dict.fromkeys((*settings.incoming_middleware, *settings.outgoing_middleware)):
             group = f"middleware:{name}"
             self._declare(group, ())
@@ -645,16 +663,8 @@ class _Reader:
                 cls = plugins.load(plugins.MIDDLEWARE, name, Middleware)
                 self._register(group, cls.list_opts, f"middleware {name!r}")
                 self._opaque.discard(group)
-                values = self.values(group)
-                try:
-                    made[name] = cls.from_options(values)
-                except exceptions.ConfigError:
-                    raise
-                except Exception as error:
-                    raise exceptions.ConfigError(
-                        f"{cls.__name__} cannot be made: {type(error).__name__}: {error}"
-                    ) from error
-        return made
+                makers[name] = functools.partial(_make, group, cls, self.values(group))
+        return makers
 
     def _register(self, group: str, list_opts: Callable[[], list[Any]], owner: str) -> None:
         """Add the options that a plugin declares; nothing that a stranger returns is trusted."""
@@ -693,6 +703,9 @@ class _Reader:
                 # What stands before this only repeats the option, and oslo.config's place.
                 reason = str(error).rpartition("is not valid: ")[2]
                 self._fault(group, name, _NOT_A_NUMBER.sub("should be a number, not", reason))
+            self.read[group, name] = values[name]
+            if option.mutable and _is_own(group):
+                self.mutable.add((group, name))
         return values
 
     def shown(self) -> list[Setting]:
@@ -768,6 +781,23 @@ def _all_of(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.values()
     return value if isinstance(value, list | tuple) else (value,)
+
+
+def _is_own(group: str) -> bool:
+    """Tell whether a section has tavrida's own options only; others' we could not apply."""
+    return group in SECTIONS or group.partition(":")[0] == "retry"
+
+
+def _make(group: str, cls: type[Middleware], values: Mapping[str, Any]) -> Middleware:
+    with _said_of(group):
+        try:
+            return cls.from_options(values)
+        except exceptions.ConfigError:
+            raise
+        except Exception as error:
+            raise exceptions.ConfigError(
+                f"{cls.__name__} cannot be made: {type(error).__name__}: {error}"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
@@ -84,7 +85,10 @@ class Processor:
         self._workers = Workers(concurrency, "tavrida-worker")
         # Not those of the handlers, which may all wait for what is told here.
         self._settlers = Workers(concurrency, "tavrida-settler")
-        self._limits = limits or {}
+        #: Those of the handlers that have limits of their own, or had one.
+        self._own_gates = {
+            handler: Gate[Handling](limit) for handler, limit in (limits or {}).items()
+        }
         self._threshold = threshold
         self._turns: Turns[Handling] = Turns(concurrency, self._begin)
         self._gates: dict[tuple[str, Handler], tuple[Gate[Handling], ...]] = {}
@@ -101,6 +105,40 @@ class Processor:
     def open_handlings(self) -> Collection[Handling]:
         """What was delivered and is not settled."""
         return self._open
+
+    def change(
+        self,
+        concurrency: int,
+        policies: Mapping[Handler, Policy],
+        limits: Mapping[Handler, int],
+        threshold: Threshold,
+    ) -> None:
+        """Go on with other numbers. What runs goes on, also where it is more than may begin now.
+
+        A handler that had no limit of its own gets one that does not count what was taken before.
+        """
+        self.policies = policies
+        self._workers.change(concurrency)
+        self._settlers.change(concurrency)
+        # Made anew for whoever comes: there may be one more gate, or one less.
+        self._gates.clear()
+        for handler in self._own_gates.keys() | limits.keys():
+            gate = self._own_gates.setdefault(handler, Gate[Handling]())
+            self._turns.change(gate, limits.get(handler, math.inf))
+        if threshold != self._threshold:
+            self._change_switches(threshold)
+        self._turns.change(self._turns.hall, concurrency)
+        self.standstill.change(concurrency)
+
+    def _change_switches(self, threshold: Threshold) -> None:
+        self._threshold = threshold
+        if threshold.share:
+            for switch in self.switches.values():
+                switch.change(threshold)
+        else:
+            switches, self.switches = self.switches, {}
+            for switch in switches.values():
+                switch.retire()
 
     def receive(
         self, delivery: Delivery, router: Router, placements: Mapping[str, Placement]
@@ -186,8 +224,8 @@ class Processor:
     def _gates_of(self, queue: str, handler: Handler) -> tuple[Gate[Handling], ...]:
         """Return the gates before a handler: its own limit, the switch of its queue, the hall."""
         gates = []
-        if handler in self._limits:
-            gates.append(Gate[Handling](self._limits[handler]))
+        if handler in self._own_gates:
+            gates.append(self._own_gates[handler])
         if self._threshold.share:
             if queue not in self.switches:
                 self.switches[queue] = KillSwitch(queue, self._threshold, self.loop, self._turns)
@@ -295,7 +333,7 @@ class Processor:
     async def drain(self, timeout: float) -> int:
         """Give back what has not started, wait for the rest; return how many did not end."""
         self._is_draining = True
-        gates = {gate for gates in self._gates.values() for gate in gates[:-1]}
+        gates = {*self._own_gates.values(), *(switch.gate for switch in self.switches.values())}
         for handling in (*self._turns.clear(gates), *self._suspects.release()):
             handling.delivery.requeue()
             self.settled(handling)

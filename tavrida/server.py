@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
@@ -30,14 +31,14 @@ from tavrida.messages import Error
 from tavrida.middleware import Middleware
 from tavrida.overload import Threshold, limits_of, prefetch_of
 from tavrida.plugins.serializers import Serializers
-from tavrida.plugins.transports import Events, Transport
+from tavrida.plugins.transports import Events, OnDelivery, Transport
 from tavrida.processing import Processor
 from tavrida.publishing import Publisher
 from tavrida.retries import Policy, Retries, Said, levels_of, said
 from tavrida.router import Router
 from tavrida.service import ServiceController
 from tavrida.summary import summary_of, text_of
-from tavrida.topology import Placement, topology_of
+from tavrida.topology import Placement, Topology, topology_of
 from tavrida.watch import watch
 
 LOG = logging.getLogger(__name__)
@@ -173,7 +174,9 @@ class Server:
         self._health: Health | None = None
         # Not an Event: a signal handler may run inside its methods, and would wait for itself.
         self._wake: SimpleQueue[None] = SimpleQueue()
+        self._jobs: deque[Callable[[], None]] = deque()
         self._is_stop_requested = False
+        self._has_stopped = False
         self._failure: Exception | None = None
         self._signals = 0
 
@@ -189,7 +192,8 @@ class Server:
         """
         if self._loop is not None:
             raise exceptions.ConfigError("this server was started already")
-        self._is_stop_requested = False
+        if self._has_stopped:  # what asked for that asked for nothing more
+            self._is_stop_requested = self._has_stopped = False
         self._failure = None
         self._health = Health(self.health_settings) if self.health_settings.port else None
         self._loop = loop = LoopThread("tavrida-server")
@@ -205,10 +209,16 @@ class Server:
         if error is None and starting.done() and not starting.cancelled():
             error = starting.exception()
             if error is None:
+                self._log_that_it_serves()
                 return
         self._abandon(starting)
         if error is not None:
             raise error
+
+    def _log_that_it_serves(self) -> None:
+        # Here and not on the loop: from now on, a signal is a graceful stop.
+        summary = summary_of(self.config, self.settings, self.placements, self.health_settings)
+        LOG.info("%s", text_of(summary), extra={"summary": summary})
 
     def _wait(self) -> None:
         """Wait until something that this object's owner waits for may have happened."""
@@ -243,11 +253,7 @@ class Server:
             # Quorum queues count how often they deliver, and move the message themselves.
             self.settings.delivery_limit if self.settings.queue_type == "classic" else None,
             self._limits,
-            Threshold(
-                self.settings.failure_threshold,
-                self.settings.failure_window,
-                self.settings.failure_pause,
-            ),
+            _threshold_of(self.settings),
             _unique(each.incoming for each in self.placements),
         )
         self._vitals = Vitals(self._consuming, self._publishing, self._processor, self._caller)
@@ -262,19 +268,73 @@ class Server:
         await self._consuming.declare(self.topology)
         for queue, router, services in self._queues:
             receive = functools.partial(self._processor.receive, router=router, placements=services)
-            handlers = _handlers_of(services.values())
-            prefetch = settings.prefetch or prefetch_of(
-                handlers, self._limits, settings.concurrency
-            )
+            prefetch = _prefetch_of(services.values(), settings, self._limits)
             await self._consuming.consume(queue, prefetch, receive)
-            for service in services:
-                self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
+            self._watch(queue, services, prefetch, receive)
         if settings.consumer_timeout and self._consuming.has_consumer_timeout:
             processor = self._processor
             processor.start_task(watch(lambda: processor.open_handlings, settings.consumer_timeout))
         self._vitals.state = SERVING
-        summary = summary_of(self.config, settings, self.placements, self.health_settings)
-        LOG.info("%s", text_of(summary), extra={"summary": summary})
+
+    def _watch(
+        self, queue: str, services: Iterable[str], prefetch: int, receive: OnDelivery
+    ) -> None:
+        for service in services:
+            self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
+
+    def reload(self, settings: ServerSettings, retries: Retries) -> None:
+        """Go on with other settings: the options marked mutable and the retries take effect.
+
+        Connections stay, and so does what runs. Waits while there is no connection, until a stop
+        is requested. To be called by the thread that starts and stops the server.
+
+        Raises:
+            ConfigError: they cannot work; nothing is changed.
+            TransportError: the broker refuses what they need, such as queues of new retries; a part
+                may have taken effect.
+        """
+        faults = exceptions.Faults()
+        policies, levels, limits = self._policies, {}, self._limits
+        with faults.collected():
+            policies = _policies_of(self.placements, retries)
+            levels = _levels_of(self.placements, policies)
+        with faults.collected():
+            limits = limits_of(_handlers_of(self.placements), settings.handler_concurrency)
+        faults.check()
+        topology = topology_of(
+            self.placements, self.settings.queue_type, self.settings.delivery_limit, levels
+        )
+        if self._loop is not None:
+            changing = self._loop.start(self._change(settings, policies, limits, topology))
+            changing.add_done_callback(lambda future: self._wake.put(None))
+            while not (changing.done() or self._is_stop_requested or self._failure):
+                self._wait()
+            if not changing.done():
+                changing.cancel()
+                return
+            changing.result()
+        self.settings, self.topology = settings, topology
+        self._policies, self._limits = policies, limits
+
+    async def _change(
+        self,
+        settings: ServerSettings,
+        policies: Mapping[Handler, Policy],
+        limits: Mapping[Handler, int],
+        topology: Topology,
+    ) -> None:
+        if topology != self.topology:
+            await self._consuming.declare(topology)
+        self._processor.change(settings.concurrency, policies, limits, _threshold_of(settings))
+        for queue, router, services in self._queues:
+            before = _prefetch_of(services.values(), self.settings, self._limits)
+            prefetch = _prefetch_of(services.values(), settings, limits)
+            if prefetch != before:
+                await self._consuming.change_prefetch(queue, prefetch)
+                receive = functools.partial(
+                    self._processor.receive, router=router, placements=services
+                )
+                self._watch(queue, services, prefetch, receive)
 
     def _lost(self, reason: str) -> None:
         self._processor.lost()
@@ -295,6 +355,7 @@ class Server:
         loop, self._loop = self._loop, None
         if loop is None:
             return
+        self._has_stopped = True
         try:
             left = loop.run(self._stop())
         finally:
@@ -332,6 +393,7 @@ class Server:
     def _abandon(self, starting: Future[None]) -> None:
         """Stop at once, without waiting for handlers."""
         starting.cancel()
+        self._has_stopped = True
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.run(self._disconnect())
@@ -343,11 +405,21 @@ class Server:
         self._is_stop_requested = True
         self._wake.put(None)
 
-    def run(self) -> None:
+    def request(self, job: Callable[[], None]) -> None:
+        """Have ``run`` call something in its thread, as soon as messages are coming in.
+
+        May be called from signal handlers, also before ``run``; what ``run`` does not come to any
+        more is not called. An exception of the job is logged.
+        """
+        self._jobs.append(job)
+        self._wake.put(None)
+
+    def run(self, *, before_stop: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM, SIGINT or ``request_stop``, then stop gracefully.
 
-        In the main thread it takes the two signals over while it runs; a second one stops at
-        once. Raises as ``start``, and ConnectionFailed when the broker was lost for good.
+        ``before_stop`` is called when that begins, unless nothing was served until then. In the
+        main thread it takes the two signals over while it runs; a second one stops at once. Raises
+        as ``start``, and ConnectionFailed when the broker was lost for good.
         """
         previous = self._take_signals()
         try:
@@ -356,13 +428,24 @@ class Server:
                 LOG.info("tavrida stopped.")
                 return
             while not self._is_stop_requested and self._failure is None:
-                self._wait()
+                if self._jobs:
+                    self._do(self._jobs.popleft())
+                else:
+                    self._wait()
+            before_stop()
             self.stop()
             if self._failure is not None:
                 raise self._failure
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    @staticmethod
+    def _do(job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception:
+            LOG.exception("A job failed: %r.", job)
 
     def _take_signals(self) -> Mapping[int, Any]:
         if threading.current_thread() is not threading.main_thread():
@@ -403,6 +486,17 @@ def _controller(cls: type[ServiceController]) -> ServiceController:
 def _unique(chains: Iterable[Sequence[Middleware]]) -> list[Middleware]:
     """Return all middleware of some chains, each one once."""
     return list({id(each): each for chain in chains for each in chain}.values())
+
+
+def _threshold_of(settings: ServerSettings) -> Threshold:
+    return Threshold(settings.failure_threshold, settings.failure_window, settings.failure_pause)
+
+
+def _prefetch_of(
+    placements: Iterable[Placement], settings: ServerSettings, limits: Mapping[Handler, int]
+) -> int:
+    """Return how many messages of the placements' queue to take ahead."""
+    return settings.prefetch or prefetch_of(_handlers_of(placements), limits, settings.concurrency)
 
 
 def _handlers_of(placements: Iterable[Placement]) -> list[Handler]:

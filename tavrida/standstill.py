@@ -74,6 +74,11 @@ class Standstill(Generic[Waiting]):
         """Look into the queue when all handlers wait for the service; ``receive`` what it has."""
         self._queues[service] = _Queue(transport, queue, prefetch, receive)
 
+    def change(self, concurrency: int) -> None:
+        """Look for a standstill of so many handlers from now on."""
+        self._concurrency = concurrency
+        self.check()
+
     def stop(self) -> None:
         """Take in nothing any more: what came now would only be given back, again and again."""
         self._queues.clear()

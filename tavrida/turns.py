@@ -58,6 +58,11 @@ class Turns(Generic[Who]):
         self._free(guest)
         self._fill()
 
+    def change(self, gate: Gate[Who], limit: float) -> None:
+        """Give a gate another limit. Those inside stay, also where they are more."""
+        gate.limit = limit
+        self.let_in(gate)
+
     def let_in(self, gate: Gate[Who]) -> None:
         """Let in as many as there is room for; called when a limit was raised."""
         self._freed.append(gate)

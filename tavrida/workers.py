@@ -27,6 +27,10 @@ class Workers:
         self._threads: set[int] = set()
         self._idle = threading.Semaphore(0)
 
+    def change(self, limit: int) -> None:
+        """Have another limit from now on. Threads that are there stay."""
+        self._limit = limit
+
     def run(self, job: Job) -> None:
         """Run a job in a thread, as soon as one is free. Called by one thread only.
 

@@ -10,50 +10,146 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import signal
 import sys
+import threading
+from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
 from tavrida import assembly, exceptions, logs, options, plugins, state
+from tavrida.cli.running import Running, Settings, apply
+from tavrida.cli.systemd import ServiceManager
 from tavrida.config import redact
 from tavrida.server import Server
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 LOG = logging.getLogger(__name__)
 
 OK, BAD_CONFIGURATION, NO_BROKER = 0, 1, 3
 
-_CHECK = cfg.BoolOpt(
-    "check",
-    default=False,
-    help="Load and check everything, say what would run, and exit without connecting.",
-)
+_COMMAND_LINE = [
+    cfg.BoolOpt(
+        "check",
+        default=False,
+        help="Load and check everything, say what would run, and exit without connecting.",
+    ),
+    cfg.BoolOpt(
+        "reload",
+        default=False,
+        help="For development: start again whenever a source of a plugin or a file of the "
+        "configuration changes. Needs the extra 'reload'.",
+    ),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+
+    def parse() -> options.Parsed:
+        return options.parse(given, "tavrida-server", _COMMAND_LINE)
+
     try:
-        conf = options.parse(
-            sys.argv[1:] if arguments is None else arguments, "tavrida-server", [_CHECK]
-        )
+        conf = parse()
+        if conf.reload and not conf.check:
+            from tavrida.cli import sources
+
+            return sources.serve(given, conf.config_file or (), conf.config_dir or ())
         server, configuration = assembly.load(conf)
     except exceptions.ConfigError as error:
-        for fault in error.faults:
-            print(f"tavrida-server: {fault}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return _refuse(error)
     if conf.check:
         print(describe(server))
         return OK
+    _begin_log(configuration)
+    try:
+        if state.prepare(server.config.urls):
+            LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
+    except exceptions.ConfigError as error:
+        return _refuse(error)
+    running = Running(parse, configuration, server)
+    manager = ServiceManager.of_environment()
+    if configuration.server.workers == 1:
+        return _serve(running, manager)
+    return _serve_in_workers(running, manager)
+
+
+def _refuse(error: exceptions.ConfigError) -> int:
+    for fault in error.faults:
+        print(f"tavrida-server: {fault}", file=sys.stderr)
+    return BAD_CONFIGURATION
+
+
+def _begin_log(configuration: options.Configuration) -> None:
     # What handlers print shall be seen when it is printed, also in a file or a journal.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     logs.begin(configuration.log, configuration.secrets)
+
+
+def _serve(running: Running, manager: ServiceManager) -> int:
+    """Serve in this process."""
+    server = running.server
+
+    def reload() -> None:
+        manager.reloading()
+        running.reload()
+        manager.ready("Serving.")
+
+    signal.signal(signal.SIGHUP, lambda number, frame: server.request(reload))
+    server.request(lambda: manager.ready("Serving."))
+    return _run(server, manager)
+
+
+def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
+    """Serve in several processes, each with a server of its own."""
+    from tavrida.cli import master
+
+    def work(pipe: Connection) -> int:
+        try:
+            server = assembly.assemble(running.configuration)
+        except exceptions.ConfigError as error:
+            return _refuse(error)
+
+        def apply_settings(settings: Settings) -> None:
+            try:
+                apply(server, settings)
+            except exceptions.TransportError as error:
+                LOG.error("Not reloaded in pid %d, or in part only: %s", os.getpid(), error)  # noqa: TRY400
+            master.tell(pipe, master.RELOADED)
+
+        def reload(settings: Settings) -> None:
+            server.request(lambda: apply_settings(settings))
+
+        threading.Thread(
+            target=master.listen, args=(pipe, server.request_stop, reload), daemon=True
+        ).start()
+        server.request(lambda: master.tell(pipe, master.SERVES))
+        return _run(server, ServiceManager())
+
+    def reload() -> Settings | None:
+        return running.settings if running.reload() else None
+
+    return master.Master(
+        running.configuration.server.workers,
+        work,
+        graceful_timeout=lambda: running.configuration.server.graceful_timeout,
+        reload=reload,
+        final=(BAD_CONFIGURATION, NO_BROKER),
+        manager=manager,
+    ).run()
+
+
+def _run(server: Server, manager: ServiceManager) -> int:
+    """Run a server and return the exit code."""
     try:
-        if state.prepare(server.config.urls):
-            LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
-        server.run()
+        server.run(before_stop=manager.stopping)
     except exceptions.ConfigError as error:
-        print(f"tavrida-server: {error}", file=sys.stderr)
-        return BAD_CONFIGURATION
+        return _refuse(error)
     except exceptions.TransportError as error:
         print(f"tavrida-server: {error}", file=sys.stderr)
         return NO_BROKER

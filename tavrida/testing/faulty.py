@@ -188,6 +188,10 @@ class FaultyTransport(Transport):
     def check_url(cls, url: str) -> None:
         faults.named(url)
 
+    @classmethod
+    def is_shared(cls, config: ConnectionConfig) -> bool:
+        return False
+
     @property
     def is_ready(self) -> bool:
         return self._ready.is_set() and not self._is_closing and self._link.inner.is_ready
@@ -288,6 +292,20 @@ class FaultyTransport(Transport):
                 self._consumers.remove(consumer)
                 raise
             await self._ready.wait()
+
+    async def change_prefetch(self, queue: str, prefetch: int) -> None:
+        await self._ready.wait()
+        self._consumers = [
+            replace(each, prefetch=prefetch) if each.queue == queue else each
+            for each in self._consumers
+        ]
+        link = self._link
+        try:
+            await link.until_lost(link.inner.change_prefetch(queue, prefetch))
+        except exceptions.TransportError:
+            if link.is_up:
+                raise
+            await self._ready.wait()  # the next connection has it from the start
 
     async def _start(self, link: _Link, consumer: _Consumer) -> None:
         receive = functools.partial(self._receive, link, consumer.on_delivery)

@@ -8,9 +8,13 @@ import threading
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tavrida import dispatcher, service
+from tavrida.config import ConnectionConfig
+from tavrida.server import Server
 from tests.broker.conftest import Connect
 from tests.processes import Program
 from tests.waiting import DEADLINE, eventually
@@ -68,3 +72,61 @@ def test_sigterm_under_load_lets_nothing_be_handled_twice_and_loses_nothing(
         assert 0 == serving.end()
     assert {} == {line: count for line, count in handled().items() if count != 1}
     assert wanted == set(handled())
+
+
+@dispatcher.rpc_service("idle")
+class Idle(service.ServiceController):
+    @dispatcher.rpc_method(service="idle", method="nothing")
+    def nothing(self, request: Any, proxy: Any) -> None: ...
+
+
+def make(config: ConnectionConfig) -> Server:
+    return Server(config, "idle", "test_exchange", [Idle], queue_type="classic")
+
+
+def test_a_stop_that_is_asked_for_before_run_is_heeded(config: ConnectionConfig) -> None:
+    """As by a signal that comes while a program begins. A later run is another matter."""
+    server = make(config)
+    server.request_stop()
+    server.run()
+    ran: list[str] = []
+    server.request(lambda: ran.append("it serves"))
+    server.request(server.request_stop)
+    server.run()
+    assert ["it serves"] == ran
+
+
+def test_jobs_run_in_their_order_in_the_thread_that_serves(config: ConnectionConfig) -> None:
+    """Whichever thread asks for them, and whenever it does."""
+    server = make(config)
+    ran: list[tuple[int, threading.Thread]] = []
+
+    def note(number: int) -> None:
+        ran.append((number, threading.current_thread()))
+
+    server.request(lambda: note(1))
+    server.request(lambda: server.request(lambda: note(3)))
+    server.request(lambda: note(2))
+    serving = threading.Thread(target=server.run)
+    serving.start()
+    eventually(lambda: len(ran) == 3)
+    server.request(lambda: note(4))
+    server.request(server.request_stop)
+    serving.join(DEADLINE)
+    assert [(number, serving) for number in (1, 2, 3, 4)] == ran
+
+
+def test_what_is_to_be_done_before_the_stop_is_done_while_it_still_serves(
+    config: ConnectionConfig, connect: Connect
+) -> None:
+    """Once, in the thread that serves."""
+    server = make(config)
+    client = connect("idle")
+    answered: list[object] = []
+
+    def before_stop() -> None:
+        answered.append(client.idle.nothing().call().payload)
+
+    server.request(server.request_stop)
+    server.run(before_stop=before_stop)
+    assert [{}] == answered

@@ -98,6 +98,13 @@ class Inbox:
         """Return the bodies of so many deliveries."""
         return [delivery.body for delivery in self.take(count)]
 
+    def drained(self) -> list[Delivery]:
+        """Return what has arrived by now and was not asked for."""
+        found = []
+        while not self.is_empty:
+            found.append(self.next())
+        return found
+
     @property
     def is_empty(self) -> bool:
         return self._arrived.empty()
@@ -202,6 +209,9 @@ class Connection:
         inbox = Inbox(act)
         self.bench.run(self.transport.consume(queue, prefetch, inbox))
         return inbox
+
+    def change_prefetch(self, queue: str, prefetch: int) -> None:
+        self.bench.run(self.transport.change_prefetch(queue, prefetch))
 
     def reply_queue(self) -> tuple[str, Inbox]:
         inbox = Inbox()

@@ -758,6 +758,90 @@ def test_a_prefetch_of_any_size_is_taken(bench: Bench, connection: Connection) -
     assert b"one" == inbox.next().body
 
 
+def test_a_transport_tells_whether_other_processes_reach_its_place(
+    bench: Bench, connection: Connection, place: Any
+) -> None:
+    """Where they do not, a server cannot have several."""
+    assert place.is_shared == bench.transport_class.is_shared(connection.transport.config)
+
+
+def test_a_prefetch_that_is_raised_lets_more_come_at_once(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """Over the same connection; what came before stays, and can be settled."""
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(30))
+    consumer = bench.connect()
+    inbox = consumer.consume(queue, 2)
+    early = inbox.take(2)
+    consumer.round_trip()
+    assert inbox.is_empty
+    consumer.change_prefetch(queue, 10)
+    late = inbox.take(8)
+    assert [True] * 2 == [delivery.is_live for delivery in early]
+    bench.ack(*early, *late)
+    later = inbox.take(10)
+    assert numbered(20) == [delivery.body for delivery in (*early, *late, *later)]
+    assert not any(delivery.redelivered for delivery in (*early, *late, *later))
+    consumer.round_trip()
+    assert len(inbox.drained()) <= 2  # those of before may count or not
+    state = connection.inspect(queue)
+    assert state is not None
+    assert 1 == state.consumers
+
+
+def test_a_prefetch_that_is_lowered_holds_when_what_was_there_is_settled(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """Nothing goes back, nothing comes twice."""
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(30))
+    consumer = bench.connect()
+    inbox = consumer.consume(queue, 10)
+    early = inbox.take(10)
+    consumer.change_prefetch(queue, 3)
+    consumer.round_trip()
+    late = inbox.drained()
+    assert len(late) <= 3  # those of before may count or not
+    bench.ack(*early, *late)
+    consumer.round_trip()
+    last = inbox.take(3)
+    consumer.round_trip()
+    assert inbox.is_empty
+    found = [*early, *late, *last]
+    assert numbered(len(found)) == [delivery.body for delivery in found]
+    assert not any(delivery.redelivered for delivery in found)
+    consumer.close()
+    assert sorted(numbered(30)[len(early) + len(late) :]) == sorted(bench.bodies_in(queue))
+
+
+def test_a_prefetch_changes_again_and_again_while_messages_come(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """None is lost, none is delivered twice, and one consumer is left."""
+    queue = connection.queue(kind)
+    consumer = bench.connect()
+    arrived: list[Delivery] = []
+
+    def take(delivery: Delivery) -> None:
+        arrived.append(delivery)
+        delivery.ack()
+
+    consumer.consume(queue, 1, take)
+    sent = [connection.send("", queue, body, is_mandatory=True) for body in numbered(2000)]
+    for number in range(50):
+        consumer.change_prefetch(queue, 1 + number % 5)
+    assert {None} == {outcome.wait() for outcome in sent}
+    eventually(lambda: len(arrived) >= 2000)
+    consumer.round_trip()
+    assert sorted(numbered(2000)) == sorted(delivery.body for delivery in arrived)
+    # RabbitMQ takes back what a quorum queue has on its way to a consumer that ends.
+    assert kind == "quorum" or not any(delivery.redelivered for delivery in arrived)
+    state = connection.inspect(queue)
+    assert state is not None
+    assert 1 == state.consumers
+
+
 def test_consumers_of_a_queue_share_its_messages(bench: Bench, kind: str) -> None:
     """Each message comes to one of them, once, and none is lost."""
     publisher, one, other = bench.connect(), bench.connect(), bench.connect()
@@ -1852,6 +1936,31 @@ def test_after_a_loss_consuming_goes_on(bench: Bench, cut: Callable[[], None], k
     bench.ack(*again)
     assert b"2" == inbox.next().body
     assert connection.lost.empty()
+
+
+def test_after_a_loss_a_changed_prefetch_holds(bench: Bench, cut: Callable[[], None]) -> None:
+    """For the consumer of the next connection, which ``cancel`` ends."""
+    connection = bench.connect()
+    connection.may_be_lost = True
+    queue = connection.queue()
+    connection.put(queue, *numbered(10))
+    inbox = connection.consume(queue, 5)
+    inbox.take(5)
+    connection.change_prefetch(queue, 2)
+    expect_loss(bench)
+    cut()
+    assert connection.lost.get(timeout=DEADLINE)
+    connection.round_trip()
+    inbox.drained()
+    bench.ack(*(each for each in inbox.all if each.is_live))
+    bench.ack(*inbox.take(2))
+    inbox.take(2)
+    connection.round_trip()
+    assert inbox.is_empty
+    connection.cancel()
+    state = connection.inspect(queue)
+    assert state is not None
+    assert 0 == state.consumers
 
 
 def test_publications_that_meet_a_loss_are_sent_again(

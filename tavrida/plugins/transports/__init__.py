@@ -122,6 +122,11 @@ class Transport(abc.ABC):
     def check_url(cls, url: str) -> None:
         """Raise ConfigError for a url that can never work; ``check`` calls it for each."""
 
+    @classmethod
+    def is_shared(cls, config: ConnectionConfig) -> bool:
+        """Tell whether other processes reach the same place; False where it is in this one only."""
+        return True
+
     @property
     @abc.abstractmethod
     def is_ready(self) -> bool:
@@ -190,6 +195,14 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
         """Have at most ``prefetch`` unsettled deliveries of the queue handed over at a time."""
+
+    @abc.abstractmethod
+    async def change_prefetch(self, queue: str, prefetch: int) -> None:
+        """Have from now on at most ``prefetch`` deliveries of a queue handed over at a time.
+
+        The connection stays, and so does what was handed over; that may or may not count. What a
+        broker had on its way may be delivered again by it. Not to be called beside ``cancel``.
+        """
 
     @abc.abstractmethod
     async def inspect(self, queue: str) -> QueueState | None:

@@ -106,6 +106,11 @@ class AwaitableChannel:
         self._receivers.pop(consumer_tag, None)
         await self.ask(self.pika.basic_cancel, consumer_tag)
 
+    async def hand_on(self, consumer_tag: str) -> None:
+        """End a consumer that has a successor; what comes until the broker knows of it is taken."""
+        await self.ask(self.pika.basic_cancel, consumer_tag)
+        self._receivers.pop(consumer_tag, None)
+
     def _delivered(
         self,
         consumer_tag: str,

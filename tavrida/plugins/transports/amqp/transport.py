@@ -14,7 +14,7 @@ import socket
 import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -150,6 +150,8 @@ class _Consumer:
     queue: str
     prefetch: int
     on_delivery: OnDelivery
+    #: How often its prefetch was changed.
+    generation: int = 0
 
 
 class AMQPTransport(ReconnectingTransport):
@@ -552,11 +554,26 @@ class AMQPTransport(ReconnectingTransport):
         if consumer not in self._consumers:
             return  # cancelled meanwhile: nobody would take what comes
         receive = _receiver(channel, consumer.queue, consumer.on_delivery)
-        await channel.consume(consumer.queue, self._tag_of(consumer.queue), receive)
+        await channel.consume(consumer.queue, self._tag_of(consumer), receive)
 
-    def _tag_of(self, queue: str) -> str:
+    def _tag_of(self, consumer: _Consumer) -> str:
         """Return the name of a consumer, which an operator sees."""
-        return f"{self.name[:100]} {queue}"[:255]
+        generation = f" {consumer.generation}" if consumer.generation else ""
+        return f"{self.name[:100]}{generation} {consumer.queue}"[:255]
+
+    async def change_prefetch(self, queue: str, prefetch: int) -> None:
+        for number, old in enumerate(self._consumers):
+            if old.queue == queue and old.prefetch != prefetch:
+                new = replace(old, prefetch=prefetch, generation=old.generation + 1)
+                self._consumers[number] = new
+                await self._apply(functools.partial(self._succeed, old, new))
+
+    async def _succeed(self, old: _Consumer, new: _Consumer) -> None:
+        """Replace a consumer: RabbitMQ applies a prefetch to new ones only."""
+        assert self._consuming is not None
+        channel = self._consuming
+        await self._start_consumer(new)
+        await channel.hand_on(self._tag_of(old))
 
     async def reply_queue(self, on_delivery: OnDelivery) -> str:
         await self._ready.wait()
@@ -583,7 +600,7 @@ class AMQPTransport(ReconnectingTransport):
         # No channel, no consumers; and closing ends those that the broker does not answer for.
         with contextlib.suppress(pika.exceptions.AMQPError, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await asyncio.gather(*(channel.cancel(self._tag_of(c.queue)) for c in consumers))
+                await asyncio.gather(*(channel.cancel(self._tag_of(c)) for c in consumers))
 
     def _on_cancelled(self, frame: Any) -> None:
         LOG.warning(

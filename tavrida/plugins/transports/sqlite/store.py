@@ -289,6 +289,12 @@ class Store:
         self._consumers.append(consumer)
         self.schedule()
 
+    def change_prefetch(self, consumer: Consumer, prefetch: int) -> None:
+        """Give a consumer so many messages at a time from now on; those that it has count."""
+        consumer.prefetch = prefetch
+        consumer.is_due = True
+        self.schedule()
+
     async def stop_consuming(self, consumers: list[Consumer]) -> None:
         """Stop consumers; what they were given may still be settled."""
         self._consumers = [each for each in self._consumers if each not in consumers]

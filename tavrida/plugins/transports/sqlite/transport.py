@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -116,6 +116,7 @@ class SQLiteTransport(ReconnectingTransport):
         self._connection: _Connection | None = None
         self._topologies: dict[Topology, None] = {}
         self._consumptions: list[_Consumption] = []
+        #: Those of the consumptions, in their order.
         self._consumers: list[Consumer] = []
         # In the order of their deadlines; a dict for its order and its quick removal.
         self._unconfirmed: dict[Sending, None] = {}
@@ -133,6 +134,10 @@ class SQLiteTransport(ReconnectingTransport):
     @classmethod
     def check_url(cls, url: str) -> None:
         Place.parse(url)
+
+    @classmethod
+    def is_shared(cls, config: ConnectionConfig) -> bool:
+        return bool(Place.parse(config.urls[0]).path)
 
     # -- connecting
 
@@ -240,6 +245,13 @@ class SQLiteTransport(ReconnectingTransport):
                 self._consumptions.remove(consumption)
                 raise
             await self._ready.wait()  # where it was started again
+
+    async def change_prefetch(self, queue: str, prefetch: int) -> None:
+        connection = await self._connected()
+        for number, consumption in enumerate(self._consumptions):
+            if consumption.queue == queue:
+                self._consumptions[number] = replace(consumption, prefetch=prefetch)
+                connection.store.change_prefetch(self._consumers[number], prefetch)
 
     async def _start(self, connection: _Connection, consumption: _Consumption) -> None:
         queue, on_delivery = consumption.queue, consumption.on_delivery
