@@ -191,13 +191,16 @@ def _names(handling: Handling) -> dict[str, str]:
 class Health:
     """Answers over HTTP, in a thread of its own, until it is closed.
 
+    ``listening`` is a socket for that, which other processes may share; without one, it listens
+    by itself.
+
     Raises:
         ConfigError: the port is taken, or the address is none of this machine.
     """
 
-    def __init__(self, settings: HealthSettings) -> None:
+    def __init__(self, settings: HealthSettings, listening: socket.socket | None = None) -> None:
         self._settings = settings
-        self._socket = listen(settings)
+        self._socket = listening or listen(settings)
         self._own: LoopThread | None = None
         self._clients: set[asyncio.StreamWriter] = set()
 

@@ -172,6 +172,8 @@ class Server:
         faults.check()
         self._loop: LoopThread | None = None
         self._health: Health | None = None
+        #: Listens for ``health``; of several processes with one port, the first one made it.
+        self.health_socket: socket.socket | None = None
         # Not an Event: a signal handler may run inside its methods, and would wait for itself.
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._jobs: deque[Callable[[], None]] = deque()
@@ -195,7 +197,8 @@ class Server:
         if self._has_stopped:  # what asked for that asked for nothing more
             self._is_stop_requested = self._has_stopped = False
         self._failure = None
-        self._health = Health(self.health_settings) if self.health_settings.port else None
+        if self.health_settings.port:
+            self._health = Health(self.health_settings, self.health_socket)
         self._loop = loop = LoopThread("tavrida-server")
         self._assemble(loop)
         if self._health is not None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
-from tavrida import assembly, exceptions, logs, options, plugins, state
+from tavrida import assembly, exceptions, health, logs, options, plugins, state
 from tavrida.cli.running import Running, Settings, apply
 from tavrida.cli.systemd import ServiceManager
 from tavrida.config import redact
@@ -109,11 +109,19 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     """Serve in several processes, each with a server of its own."""
     from tavrida.cli import master
 
+    try:
+        # Before the first fork: whichever worker takes a connection answers it.
+        settings = running.configuration.health
+        listening = health.listen(settings) if settings.port else None
+    except exceptions.ConfigError as error:
+        return _refuse(error)
+
     def work(pipe: Connection) -> int:
         try:
             server = assembly.assemble(running.configuration)
         except exceptions.ConfigError as error:
             return _refuse(error)
+        server.health_socket = listening
 
         def apply_settings(settings: Settings) -> None:
             try:

@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -148,6 +150,29 @@ def test_one_worker_is_the_process_itself(ini: Ini, launch: Start, bus: str) -> 
     crew.program.line("is serving")
     assert set() == crew.workers
     assert 0 == crew.program.end()
+
+
+def test_workers_share_the_port_of_health(
+    launch: Start, ini: Ini, connect: Connect, url: str
+) -> None:
+    """Whichever takes the connection answers; it is taken once, by the master."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        health = f"[health]\nport = {port}\n"
+        refused = launch(ini(url, 2, connection=health))
+        assert 1 == refused.program.process.wait(DEADLINE)
+        assert str(port) in refused.program.line("[health]")
+    crew = launch(ini(url, 2, connection=health))
+    crew.program.line("All 2 workers serve.")
+
+    def is_ready() -> bool:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=DEADLINE) as page:
+            return bool(json.load(page)["ready"])
+
+    assert [True] * 6 == [is_ready() for _ in range(6)]
+    assert 0 == crew.program.end()
+    with pytest.raises(OSError, match="refused"):
+        is_ready()
 
 
 # -- workers that die ----------------------------------------------------------------------------
