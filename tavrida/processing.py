@@ -153,8 +153,11 @@ class Processor:
         )
         if message.redelivered:
             in_vain = self._suspects.deliveries_in_vain(delivery, history)
-            if in_vain >= SUSPICION or limit is not None:
+            if in_vain >= SUSPICION:
                 self._suspects.add(handling, in_vain)
+                return
+            if limit is not None:  # of what it was counted for, this process survived too much
+                handling.recount(limit)
                 return
         self._line_up(handling)
 
