@@ -31,6 +31,9 @@ from tavrida.plugins.transports.amqp.frames import Confirmed, Delivered
 #: Bytes of a read: what a prefetch of hundreds brings at a time.
 READ = 65_536
 
+#: Bytes that leave before the turn has ended, so that there are not three copies of much.
+MUCH = 1_048_576
+
 
 class PlainWire(AsyncioConnection):
     """A connection whose messages go by pika's public API."""
@@ -79,6 +82,7 @@ class FastWire(PlainWire):
 
     def __init__(self, loop: LoopThread, **kwargs: Any) -> None:
         self._written: list[bytes] = []
+        self._size = 0
         self._reader = frames.Reader(self._read_cold)
         self._is_open_for_messages = False
         super().__init__(loop, **kwargs)
@@ -99,11 +103,16 @@ class FastWire(PlainWire):
         if not self._written:
             self.loop.at_end(self._write)
         self._written.append(data)
+        self._size += len(data)
+        if self._size >= MUCH:
+            self._write()
 
     def _write(self) -> None:
         transport: Any = self._transport
-        data = b"".join(self._written)
+        # A view: pika cuts off what was sent, which would copy all the rest each time.
+        data = memoryview(b"".join(self._written))
         self._written.clear()
+        self._size = 0
         if not data or transport is None:  # went before, or lost meanwhile
             return
         if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
