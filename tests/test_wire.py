@@ -95,3 +95,14 @@ def test_a_turn_that_sends_much_does_not_put_it_all_together(bench: Bench) -> No
         bench.wire._adapter_emit_data(bytes(500_000))
     bench.end_turn()
     assert max(len(piece) for piece in bench.transport._tx_buffers) < 2_000_000
+
+
+def test_nothing_follows_half_a_frame_of_a_connection_that_is_given_up(bench: Bench) -> None:
+    """It would be taken for the rest of that frame."""
+    bench.wire._adapter_emit_data(b"a" * 16_000_000)
+    bench.end_turn()
+    bench.transport.abort()
+    bench.read()
+    bench.wire._adapter_emit_data(b"b")
+    bench.end_turn()
+    assert b"" == bench.read()

@@ -113,7 +113,8 @@ class FastWire(PlainWire):
         data = memoryview(b"".join(self._written))
         self._written.clear()
         self._size = 0
-        if not data or transport is None:  # went before, or lost meanwhile
+        # It went before; or the connection is lost, maybe within a frame.
+        if not data or transport is None or transport._state != transport._STATE_ACTIVE:
             return
         if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
             with contextlib.suppress(OSError):  # the transport meets it too, and tells
