@@ -348,8 +348,12 @@ def _closed_before(request: Request) -> exceptions.ConnectionFailed:
 
 
 def _end(answer: Answer, outcome: IncomingResponse | BaseException) -> None:
-    with contextlib.suppress(InvalidStateError, asyncio.InvalidStateError):  # it was cancelled
+    try:
         if isinstance(outcome, BaseException):
             answer.set_exception(outcome)
         else:
             answer.set_result(outcome)
+    except (InvalidStateError, asyncio.InvalidStateError):
+        pass  # it was cancelled
+    except BaseException:  # a SystemExit of what somebody added to a future: others go on waiting
+        LOG.exception("A callback of a future wanted to end the program.")

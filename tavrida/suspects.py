@@ -63,6 +63,7 @@ class Suspects(Generic[Held]):
         self._current: Held | None = None
         self._is_pausing = False
         self._expected = ""
+        self._counted: tuple[int, Held] | None = None
         # By message id: how often this process lost its connection while it held the message.
         self._survived: dict[str, int] = {}
 
@@ -75,13 +76,15 @@ class Suspects(Generic[Held]):
 
     def add(self, suspect: Held, deliveries: int) -> None:
         """Have it begin when it is its turn; it was delivered so often in vain."""
-        self._waiting.append((deliveries, suspect))
-        if self._expected and suspect.message.message_id == self._expected:
-            self._stop_expecting(self._expected)
-            if self._current is None:
-                self._start(self._waiting[-1])
-                return
-        self._pause(GATHERING)
+        place = deliveries, suspect
+        self._waiting.append(place)
+        is_copy = not suspect.delivery.redelivered
+        if self._expected and is_copy and suspect.message.message_id == self._expected:
+            # It may come before its confirm, with which the original ends, and waits for that.
+            self._counted, self._expected = place, ""
+            self._pause(PAUSE)
+        else:
+            self._pause(GATHERING)
 
     def expect(self, message_id: str) -> None:
         """Keep the turn for the copy of this message that is on its way."""
@@ -128,12 +131,13 @@ class Suspects(Generic[Held]):
     def _next(self) -> None:
         self._is_pausing = False
         if self._waiting and self._current is None:
-            self._start(min(self._waiting, key=_turn))
-
-    def _start(self, first: tuple[int, Held]) -> None:
-        self._waiting.remove(first)
-        self._current = first[1]
-        self._begin(first[1])
+            counted, self._counted = self._counted, None
+            first = min(self._waiting, key=_turn)
+            if counted is not None and counted in self._waiting:
+                first = counted
+            self._waiting.remove(first)
+            self._current = first[1]
+            self._begin(first[1])
 
 
 def _turn(waiting: tuple[int, Suspect]) -> tuple[int, int]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -28,11 +28,12 @@ class Held:
     delivery: Any
 
 
-def held(message_id: str, deliveries: int = 0) -> Held:
+def held(message_id: str, deliveries: int = 0, *, redelivered: bool = True) -> Held:
     """Return what is held of a message that a quorum queue delivered so often before."""
     delivery = SimpleNamespace(
         properties=Properties(message_id=message_id, headers={"x-delivery-count": deliveries}),
         is_live=True,
+        redelivered=redelivered,
     )
     return Held(IncomingRequest(message_id=message_id), delivery)
 
@@ -96,28 +97,48 @@ def test_the_next_one_waits_for_the_last_one_to_be_settled(loop: LoopThread) -> 
     assert [one] == left.get(timeout=DEADLINE)
 
 
+@pytest.mark.parametrize("is_early", [False, True])
 def test_a_turn_is_kept_for_the_copy_with_the_count(
-    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, is_early: bool
 ) -> None:
-    """Of a queue that does not count; nobody else begins before that copy has ended."""
+    """Of a queue that does not count; nobody else begins before that copy has ended.
+
+    Classic queues deliver a copy before they confirm it, as a rule.
+    """
     monkeypatch.setattr("tavrida.suspects.RETURN", DEADLINE)
     begun: SimpleQueue[Held] = SimpleQueue()
     suspects: Suspects[Held] = Suspects(loop, begun.put)
-    original, copy, other = held("m"), held("m"), held("other")
-
-    def count() -> None:
-        suspects.expect("m")
-        suspects.settled(original)
-
+    original, copy, other = held("m"), held("m", redelivered=False), held("other")
+    steps: list[Callable[[], None]] = [
+        lambda: suspects.settled(original),
+        lambda: suspects.add(other, 0),
+        lambda: suspects.add(copy, 3),
+    ]
+    if is_early:
+        steps.reverse()
     loop.submit(suspects.add, original, 2)
     assert original is begun.get(timeout=DEADLINE)
-    loop.submit(count)
-    loop.submit(suspects.add, other, 0)
-    loop.submit(suspects.add, copy, 3)
+    loop.submit(suspects.expect, "m")
+    for step in steps:
+        loop.submit(step)
     assert copy is begun.get(timeout=DEADLINE)
     assert begun.empty()
     loop.submit(suspects.settled, copy)
     assert other is begun.get(timeout=DEADLINE)
+
+
+def test_what_has_the_same_identifier_is_not_taken_for_the_copy(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers may give the same one to all their messages; a copy comes for the first time."""
+    monkeypatch.setattr("tavrida.suspects.RETURN", DEADLINE)
+    begun: SimpleQueue[Held] = SimpleQueue()
+    suspects: Suspects[Held] = Suspects(loop, begun.put)
+    copy = held("m", redelivered=False)
+    loop.submit(suspects.expect, "m")
+    loop.submit(suspects.add, held("m"), 2)
+    loop.submit(suspects.add, copy, 3)
+    assert copy is begun.get(timeout=DEADLINE)
 
 
 def test_a_copy_that_another_process_got_holds_nobody_up(

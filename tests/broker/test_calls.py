@@ -231,6 +231,27 @@ def test_no_answer_in_time_is_a_call_timeout(serve: Serve, connect: Connect) -> 
     assert {} == shop.empty().call(timeout=DEADLINE).payload
 
 
+def test_deadlines_outlive_a_callback_that_wants_to_end_the_program(
+    serve: Serve, connect: Connect
+) -> None:
+    """It is called where one deadline passes, on the loop that has to see to all others."""
+    serve(Shop, graceful_timeout=0.1)
+    shop = connect("shop").shop
+    shop.empty().call()
+    called = threading.Event()
+
+    def leave(ended: Any) -> None:
+        called.set()
+        raise SystemExit(1)
+
+    shop.aslow(seconds=30.0).future(timeout=0.2).add_done_callback(leave)
+    assert called.wait(DEADLINE)
+    began = time.monotonic()
+    with pytest.raises(exceptions.CallTimeout):
+        shop.aslow(seconds=5.0).call(timeout=0.2)
+    assert time.monotonic() - began < 5
+
+
 def test_an_expired_request_is_not_run(serve: Serve, connect: Connect) -> None:
     """Its caller gave up while it waited behind another one."""
     Shop.handled = SimpleQueue()

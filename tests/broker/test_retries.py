@@ -466,8 +466,10 @@ def test_messages_whose_process_only_lost_its_connections_are_no_suspects(
     assert set(range(count)) == begun()
     for _ in range(cuts):
         broken.add(faults.lose_connection("ack", entry_point="held.ends"))
+        cut_at = time.monotonic()
         client.held.ends().cast()
         assert set(range(count)) == begun()
+        assert count / 2 > time.monotonic() - cut_at  # one at a time would take longer
     Gated.gate.set_result(None)
     connection = bench.connect()
     eventually(lambda: (state := connection.inspect(QUEUE)) and state.messages == 0)

@@ -15,7 +15,6 @@ This goes below pika's public API. It is used with the versions that it was test
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import pika.exceptions
@@ -32,8 +31,8 @@ from tavrida.plugins.transports.amqp.frames import Confirmed, Delivered
 #: Bytes of a read: what a prefetch of hundreds brings at a time.
 READ = 65_536
 
-#: Bytes that are sent at a time, or some more. What a socket does not take of it is copied.
-WRITE = 131_072
+#: Bytes that leave before the turn has ended, so that there are not three copies of much.
+MUCH = 1_048_576
 
 
 class PlainWire(AsyncioConnection):
@@ -83,6 +82,7 @@ class FastWire(PlainWire):
 
     def __init__(self, loop: LoopThread, **kwargs: Any) -> None:
         self._written: list[bytes] = []
+        self._size = 0
         self._reader = frames.Reader(self._read_cold)
         self._is_open_for_messages = False
         super().__init__(loop, **kwargs)
@@ -103,19 +103,24 @@ class FastWire(PlainWire):
         if not self._written:
             self.loop.at_end(self._write)
         self._written.append(data)
+        self._size += len(data)
+        if self._size >= MUCH:
+            self._write()
 
     def _write(self) -> None:
-        written, self._written = self._written, []
         transport: Any = self._transport
-        if transport is None:  # lost meanwhile
+        # A view: pika cuts off what was sent, which would copy all the rest each time.
+        data = memoryview(b"".join(self._written))
+        self._written.clear()
+        self._size = 0
+        # It went before; or the connection is lost, maybe within a frame.
+        if not data or transport is None or transport._state != transport._STATE_ACTIVE:
             return
-        for data in _joined(written):
-            rest = data
-            if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
-                with contextlib.suppress(OSError):  # the transport meets it too, and tells
-                    rest = data[transport._sock.send(data) :]
-            if rest:
-                transport.write(rest)
+        if isinstance(transport, _AsyncPlaintextTransport) and not transport._tx_buffers:
+            with contextlib.suppress(OSError):  # the transport meets it too, and tells
+                data = data[transport._sock.send(data) :]
+        if data:
+            transport.write(data)
 
     def _adapter_disconnect_stream(self) -> None:
         self._write()  # the answer to a broker's goodbye
@@ -173,16 +178,6 @@ class FastWire(PlainWire):
         _, frame = pika.frame.decode_frame(data)
         if frame is not None:
             self._process_frame(frame)
-
-
-def _joined(pieces: list[bytes]) -> Iterator[bytes]:
-    """Give pieces joined to at least WRITE bytes, but for the last."""
-    begin = size = 0
-    for end, piece in enumerate(pieces, 1):
-        size += len(piece)
-        if size >= WRITE or end == len(pieces):
-            yield pieces[begin] if end - begin == 1 else b"".join(pieces[begin:end])
-            begin, size = end, 0
 
 
 #: What connections are made of here.
