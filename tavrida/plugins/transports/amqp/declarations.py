@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pika.exceptions
 
 from tavrida import exceptions
 from tavrida.plugins.transports import conflict
-from tavrida.plugins.transports.amqp.channel import AwaitableChannel, passing
+from tavrida.plugins.transports.amqp.channel import passing
 from tavrida.plugins.transports.amqp.objections import (
     ACCESS_REFUSED,
     NOT_FOUND,
@@ -33,21 +34,18 @@ _INEQUIVALENT = re.compile(
 PARAMETERS = {"type": "exchange_type"}
 
 
-async def has_exchange(connection: PlainWire, exchange: str) -> bool:
-    """Tell whether there is an exchange of that name."""
-    # No exchange closes the channel that asked; so it is a channel for this alone.
-    channel = AwaitableChannel(connection)
-    try:
-        await channel.opened
-        await channel.ask(channel.pika.exchange_declare, exchange, passive=True)
-    except pika.exceptions.ChannelClosedByBroker as error:
-        if error.reply_code == NOT_FOUND:
-            return False
-        raise
-    finally:
-        if channel.pika.is_open:
-            channel.pika.close()
-    return True
+async def missing_of(connection: PlainWire, exchanges: Iterable[str]) -> str | None:
+    """Return the first of some exchanges that does not exist; None where all do."""
+    # The answer that there is none closes the channel that asked; so it is a channel for this.
+    async with passing(connection) as channel:
+        for exchange in exchanges:
+            try:
+                await channel.ask(channel.pika.exchange_declare, exchange, passive=True)
+            except pika.exceptions.ChannelClosedByBroker as error:
+                if error.reply_code == NOT_FOUND:
+                    return exchange
+                raise
+    return None
 
 
 async def refusal_of(

@@ -50,7 +50,7 @@ from tavrida.plugins.transports.amqp.declarations import (
     arguments_of,
     conflict_of,
     difference_of,
-    has_exchange,
+    missing_of,
     refusal_of,
     settings_of,
 )
@@ -409,12 +409,10 @@ class AMQPTransport(ReconnectingTransport):
                 LOG.warning("%s: cannot see to its exchanges: %r.", self.name, error)
 
     async def _mend(self, connection: PlainWire, topology: Topology) -> None:
-        for exchange in topology.exchanges:
-            if not await has_exchange(connection, exchange.name):
-                LOG.warning(
-                    "%s: exchange %r is gone; declaring it again.", self.name, exchange.name
-                )
-                await self._declare(topology)
+        missing = await missing_of(connection, [each.name for each in topology.exchanges])
+        if missing is not None:
+            LOG.warning("%s: exchange %r is gone; declaring it again.", self.name, missing)
+            await self._declare(topology)
 
     async def compare(self, thing: Queue | Exchange) -> Differences | None:
         settings = settings_of(thing)
@@ -658,7 +656,7 @@ class AMQPTransport(ReconnectingTransport):
     async def _find(self, connection: PlainWire, exchange: str) -> None:
         try:
             async with asyncio.timeout(self.config.publish_timeout):
-                is_there = await has_exchange(connection, exchange)
+                is_there = await missing_of(connection, [exchange]) is None
                 own = self._declaring(exchange)
                 if not is_there and own is not None:
                     await self._declare(own)
