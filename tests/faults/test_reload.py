@@ -19,11 +19,12 @@ from tests.waiting import eventually
 
 LOG = logging.getLogger(__name__)
 
-#: What the files say in turn: fewer and more handlers, prefetch of its own, limits, retries.
+#: What the files say in turn: fewer and more handlers, prefetch of its own, limits, retries. Never
+#: fewer than 3 at a time: two calls of the load wait in their handlers for a third one.
 TURNS = (
     "concurrency = 3\nprefetch = 0",
     "concurrency = 12\nprefetch = 40\nhandler_concurrency = lab.take:2",
-    "concurrency = 1\nprefetch = 1\nfailure_threshold = 0.9",
+    "concurrency = 4\nprefetch = 6\nfailure_threshold = 0.9",
     "concurrency = 20\nprefetch = 0\n[retry:lab]\nfirst_delay = 0.5",
 )
 
