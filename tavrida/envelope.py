@@ -155,8 +155,12 @@ def check_headers(headers: Mapping[str, Any]) -> None:
             )
 
 
-def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[Properties, bytes]:
+def encode(
+    message: Message, codec: Codec, *, enveloped: bool = True, routing_key: str = ""
+) -> tuple[Properties, bytes]:
     """Return what goes on the wire for a message whose identifiers are all filled in.
+
+    ``routing_key`` is the one that it goes with, where that is known.
 
     Raises:
         MessageError: the payload or context cannot be written by the serializer, or a text is
@@ -168,11 +172,13 @@ def encode(message: Message, codec: Codec, *, enveloped: bool = True) -> tuple[P
     # Not what the reader assumes anyway: brokers look into every header of every message.
     if message.request_id != message.correlation_id:
         headers["request_id"] = message.request_id
-    is_awaited = False
-    if isinstance(message, Request):
-        is_awaited = message.is_awaited
-    elif message.destination is not None:
-        headers["destination"] = str(message.destination)
+    is_awaited = isinstance(message, Request) and message.is_awaited
+    if message.destination is not None:
+        destination = str(message.destination)
+        # What nobody waits for may lie in a queue, and who moves it to another one by other means
+        # than ours, such as a shovel, gives it another routing key.
+        if not is_awaited or destination != routing_key:
+            headers["destination"] = destination
     if message.deadline is not None:
         # Milliseconds: pika cannot write the floats of AMQP's field tables. No expiration: the
         # broker would move what expired to the dead letters, where nobody needs it.

@@ -115,7 +115,9 @@ class Publisher:
         enveloped: bool,
         keep: Keep | None,
     ) -> None:
-        properties, body = envelope.encode(message, codec, enveloped=enveloped)
+        properties, body = envelope.encode(
+            message, codec, enveloped=enveloped, routing_key=address.routing_key
+        )
         if len(body) > self._config.max_message_size:
             raise exceptions.MessageTooLarge(
                 f"the {message.message_type} to {address.routing_key!r} has {len(body)} bytes, "

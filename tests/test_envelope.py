@@ -139,8 +139,7 @@ def test_what_is_sent_arrives(
         None if deadline is None else deadline / 1000,
     )
     properties, body = envelope.encode(message, codec)
-    key = str(points[1]) if cls is messages.Request else "elsewhere"
-    arrived = envelope.decode(Received.of(properties), body, key, CODECS, default=JSON)
+    arrived = envelope.decode(Received.of(properties), body, "elsewhere", CODECS, default=JSON)
     assert messages.INCOMING[message.message_type] is type(arrived)
     assert (payload, {**payload, **context}, headers) == (
         arrived.payload,
@@ -420,13 +419,26 @@ def test_header_of_a_message_cannot_replace_a_built_in_one() -> None:
 
 
 def test_what_the_reader_assumes_anyway_is_not_written() -> None:
-    """A request's destination is its routing key, a missing request id the correlation id."""
+    """A missing request id is the correlation id."""
     first, later = request(request_id="c"), request()
-    assert [{}, {"request_id": "r"}] == [
-        envelope.encode(m, JSON)[0].headers for m in (first, later)
+    assert [None, "r"] == [
+        envelope.encode(m, JSON)[0].headers.get("request_id") for m in (first, later)
     ]
     answer = messages.Response(correlation_id="c", request_id="c", destination=EntryPoint("asker"))
     assert {"destination": "asker"} == envelope.encode(answer, JSON)[0].headers
+
+
+@pytest.mark.parametrize(
+    ("is_awaited", "routing_key"), [(False, "a.b"), (False, "a.c"), (True, "a.b"), (True, "a.c")]
+)
+def test_a_destination_is_left_out_only_where_the_routing_key_tells_it_for_good(
+    is_awaited: bool, routing_key: str
+) -> None:
+    """Not where middleware gave another one, nor where other programs may move the message."""
+    message = request(is_awaited=is_awaited, destination=EntryPoint("a", "b"))
+    properties, _ = envelope.encode(message, JSON, routing_key=routing_key)
+    is_told = is_awaited and routing_key == "a.b"
+    assert (None if is_told else "a.b") == properties.headers.get("destination")
 
 
 def test_only_requests_whose_caller_waits_are_transient() -> None:

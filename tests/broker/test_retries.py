@@ -28,7 +28,7 @@ from tavrida.retries import Retry
 from tavrida.server import Server
 from tavrida.service import ServiceController
 from tavrida.testing import faults
-from tests.broker.conftest import EXCHANGE, QUEUE, Connect, Serve
+from tests.broker.conftest import EXCHANGE, QUEUE, Connect, Serve, next_of
 from tests.processes import Program
 from tests.rabbitmq import Node
 from tests.transports.bench import Bench
@@ -310,6 +310,21 @@ def test_a_retry_is_one_warning_and_the_end_an_error(
     levels = [logging.WARNING, logging.WARNING, logging.ERROR]
     assert levels == [each.levelno for each in caplog.records]
     assert [False, False, True] == [bool(each.exc_info) for each in caplog.records]
+
+
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
+def test_a_dead_cast_that_a_shovel_moves_back_is_handled(
+    serve: Serve, connect: Connect, channel: BlockingChannel, amqp_url: str, queue_type: str
+) -> None:
+    """As the management pages move messages: to the queue itself, with its name as the key."""
+    serve(Service, queue_type=queue_type)
+    connect("svc").svc.work().cast()
+    assert 1 == len(attempts(1))
+    tag, properties, body = next_of(channel, f"{QUEUE}.dead")
+    channel.basic_publish("", QUEUE, body, properties)
+    channel.basic_ack(tag)
+    (again,) = attempts(1)
+    assert "svc.work" == str(again.destination)
 
 
 def test_headers_of_strangers_about_retries_stop_nothing(
