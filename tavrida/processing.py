@@ -162,7 +162,9 @@ class Processor:
         if headers and copies.MARK in headers:
             history = copies.restore(delivery)
         limit = self.delivery_limit if redelivered else None
-        in_vain = self._suspects.deliveries_in_vain(delivery, history)
+        in_vain = 0
+        if redelivered or history.crashes:
+            in_vain = self._suspects.deliveries_in_vain(delivery, history)
         if limit is not None and in_vain < SUSPICION:
             unread = _unreadable(delivery)
             self._open_handling(delivery, unread, None, None, router, history).recount(limit)
@@ -194,7 +196,7 @@ class Processor:
         handling = self._open_handling(
             delivery, message, handler, placements[handler.service], router, history
         )
-        if message.redelivered and in_vain >= SUSPICION:
+        if in_vain >= SUSPICION:
             self._suspects.add(handling, in_vain)
         else:
             self._line_up(handling)
