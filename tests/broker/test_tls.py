@@ -20,6 +20,7 @@ from tavrida.server import Server
 from tavrida.service import ServiceController
 from tests.broker.certificates import TLSWorld, tls_node
 from tests.broker.conftest import EXCHANGE, QUEUE
+from tests.faults.proxy import Proxy
 from tests.rabbitmq import Node
 from tests.waiting import DEADLINE
 
@@ -29,6 +30,10 @@ class Service(ServiceController):
     @dispatcher.rpc_method(service="svc", method="ok")
     def ok(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
         return {"n": n}
+
+    @dispatcher.rpc_method(service="svc", method="echo")
+    async def echo(self, request: Any, proxy: Any, text: str) -> dict[str, Any]:
+        return {"text": text}
 
 
 class Place(NamedTuple):
@@ -88,6 +93,21 @@ def _failure(config: ConnectionConfig) -> exceptions.ConnectionFailed:
 def test_server_and_clients_meet_over_tls(place: Place) -> None:
     """With the right CA and a client certificate."""
     _answers(place.config())
+
+
+def test_small_and_large_calls_come_back_over_tls(place: Place) -> None:
+    """Many at a time, also where the other side takes little at once."""
+    texts = [str(n) * (1, 100_000, 20, 500_000)[n % 4] for n in range(40)]
+    with Proxy(place.tls) as proxy:
+        proxy.slow_down(delay=0.0001)
+        url = f"amqps://guest:guest@localhost:{proxy.port}/"
+        config = place.config(url, async_engine=True)
+        with (
+            Server(config, QUEUE, EXCHANGE, [Service], queue_type="classic", concurrency=20),
+            RPCClient(config, discovery=_known()) as client,
+        ):
+            answers = [client.svc.echo(text=text).future(timeout=60) for text in texts]
+            assert texts == [answer.result()["text"] for answer in answers]
 
 
 async def _call(config: ConnectionConfig) -> Any:
