@@ -474,6 +474,7 @@ class Handling:
         for ever. The count goes with a copy, so that it outlives the process, and only that copy
         is handled.
         """
+        self._may_retry = False
         if self.history.crashes >= limit:
             self._error = exceptions.DeliveredTooOften(
                 f"delivered {limit + 1} times (delivery_limit {limit}) and never settled: its "

@@ -420,6 +420,24 @@ def test_a_message_that_kills_its_process_is_dead_lettered_and_no_other_one(
     assert set(ran) == {str(n) for n in range(count)}
 
 
+def test_a_message_that_was_delivered_too_often_is_an_error_and_not_a_retry(
+    serve: Serve, channel: BlockingChannel, caplog: pytest.LogCaptureFixture, amqp_url: str
+) -> None:
+    """Though its handler is run again after any exception of its own."""
+    settings: dict[str, Any] = {"retry": Retry(on=("Exception",)), "delivery_limit": 4}
+    serve(Service, **settings).stop()
+    headers: dict[str, Any] = {"retry_exchange": EXCHANGE, "retry_routing_key": "svc.work"}
+    properties = pika.BasicProperties(headers=headers | {"retry_crashes": 4}, message_id="m")
+    channel.basic_publish("", QUEUE, b"{}", properties)
+    tag, _, _ = next_of(channel, QUEUE)
+    channel.basic_nack(tag)
+    channel.cancel()
+    serve(Service, **settings)
+    next_of(channel, f"{QUEUE}.dead")
+    (record,) = [each for each in caplog.records if "DeliveredTooOften" in each.message]
+    assert (logging.ERROR, False) == (record.levelno, "the next within" in record.message)
+
+
 @dispatcher.rpc_service("held")
 class Gated(ServiceController):
     """Handlers that note that they began, and go on when the gate is open."""
