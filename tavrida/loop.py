@@ -56,9 +56,14 @@ class Mailbox:
         """Have a callback run soon; never, where the loop is closed."""
         self.waiting.append((callback, args))
         if not self._is_woken:
-            self._is_woken = True
-            with contextlib.suppress(RuntimeError):  # closed
+            try:
+                self._is_woken = True
                 self.loop.call_soon_threadsafe(self._open, context=self._context)
+            except RuntimeError:
+                pass  # closed
+            except BaseException:  # a Ctrl-C right here: the next one has to wake the loop
+                self._is_woken = False
+                raise
 
     def empty(self) -> None:
         """Run what is there now; on the loop."""

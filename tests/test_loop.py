@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,23 @@ def test_failing_callback_is_logged_and_stops_no_other(
     assert "A callback failed" in record.message
     assert "fails" in record.message
     assert record.exc_info is not None
+
+
+def test_a_wake_up_that_is_interrupted_is_made_up_for(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may raise KeyboardInterrupt anywhere; later submissions run all the same."""
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    ran: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.submit(ran.append, 1)
+    settle(loop)
+    assert [1] == ran
 
 
 def test_coroutine_runs_on_the_loop_and_its_result_comes_back(loop: LoopThread) -> None:
