@@ -84,7 +84,9 @@ class Load:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                # In slices: a signal that comes just before a wait begins does not end it.
+                thread.join(0.5)
         self._client.close()
 
     def stop(self) -> None:
