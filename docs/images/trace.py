@@ -162,10 +162,10 @@ def draw(spans: list[ReadableSpan]) -> str:
             f'rx="2" fill="{color}"{hollow}/>'
         )
         right = start + max(2.0, width * scale) + 5
-        lines.append(
-            f'<text x="{right:.1f}" y="{y + 20}" font-size="11" fill="#555555" '
-            f'stroke="#ffffff" stroke-width="3" paint-order="stroke">{kind} {milliseconds}</text>'
-        )
+        lines += [
+            f'<text x="{right:.1f}" y="{y + 20}" font-size="11" {look}>{kind} {milliseconds}</text>'
+            for look in ('stroke="#ffffff" stroke-width="3" aria-hidden="true"', 'fill="#555555"')
+        ]
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

@@ -365,10 +365,11 @@ def _label(start: _Box, end: _Box, labels: Sequence[str]) -> str:
     """Return the labels in the middle of an arrow, on white, so that they can be read."""
     x1, y1, x2, y2 = _ends(start, end)
     x, y = (x1 + x2) / 2, (y1 + y2) / 2 - LINE * (len(labels) - 1) / 2 + 4
+    # Twice, and not with a paint-order, which not every program knows that shows pictures.
     return "".join(
-        f'<text x="{x:g}" y="{y + LINE * n:g}" fill="#333" stroke="white" stroke-width="4" '
-        f'paint-order="stroke">{html.escape(label)}</text>'
+        f'<text x="{x:g}" y="{y + LINE * n:g}" {look}>{html.escape(label)}</text>'
         for n, label in enumerate(labels)
+        for look in ('stroke="white" stroke-width="4" aria-hidden="true"', 'fill="#333"')
     )
 
 
