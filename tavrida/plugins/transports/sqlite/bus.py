@@ -429,7 +429,8 @@ class Bus:
             expiration = ttl if expiration is None else min(ttl, expiration)
         expires_at = None
         if expiration is not None:
-            expires_at = now() + expiration
+            # now() may be almost a millisecond ago: it shall not be less than was asked for.
+            expires_at = now() + (expiration + 1 if expiration else 0)
             self._expect(expires_at)
         entry = self._new_id()
         self._new_entries.append((entry, queue.id, expires_at, entry))
