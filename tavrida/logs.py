@@ -6,32 +6,22 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from tavrida import context, exceptions
+from tavrida import context, exceptions, masks
 from tavrida.config import TEXT_FORMAT, LogSettings
-
-#: What stands for a secret.
-MASKED = "***"
+from tavrida.masks import MASKED
 
 #: Characters of a value beside the message, such as a payload, at most.
 MAX_VALUE = 16_384
 
-#: Shorter secrets are words that the log needs for other things.
-MIN_SECRET = 6
-
 #: What logging itself gives every record; all else came as ``extra``, or from our filter.
 _STANDARD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime", "taskName"}
-
-#: A url with a password, wherever it stands in a text.
-_PASSWORD = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)[^\s/@]+@")
 
 _COLORS = {
     logging.DEBUG: "2",
@@ -45,9 +35,11 @@ _COLORS = {
 def begin(settings: LogSettings, secrets: Iterable[str] = (), stream: TextIO | None = None) -> None:
     """Have the root logger write to stderr, or elsewhere, as the settings say.
 
-    ``secrets`` are passwords, and urls that have some: none of them is written. A log that cannot
-    be written, for a full disk for instance, is nothing that its program hears of.
+    ``secrets`` are passwords, and urls that have some: none of them is written that has six
+    characters or more, nor any that tavrida used to log in. A log that cannot be written, for a
+    full disk for instance, is nothing that its program hears of.
     """
+    masks.learn(secrets)
     handler = _Handler(stream or _Unbuffered(sys.stderr))
     handler.addFilter(context.LogFilter())
     is_colorful = handler.stream.isatty()
@@ -59,7 +51,7 @@ def begin(settings: LogSettings, secrets: Iterable[str] = (), stream: TextIO | N
     else:
         text = TEXT_FORMAT if settings.format == "text" else settings.format
         inner = logging.Formatter(text)
-    handler.setFormatter(Discreet(inner, secrets))
+    handler.setFormatter(Discreet(inner))
     root = logging.getLogger()
     for each in list(root.handlers):
         root.removeHandler(each)
@@ -97,30 +89,12 @@ class _Handler(logging.StreamHandler[Any]):
 class Discreet(logging.Formatter):
     """Writes as another formatter does, without the secrets."""
 
-    def __init__(self, inner: logging.Formatter, secrets: Iterable[str] = ()) -> None:
+    def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
         self._inner = inner
-        words = {word for secret in secrets for word in _words_of(secret)}
-        # The longest first: one may be a part of another.
-        found = sorted((w for w in words if len(w) >= MIN_SECRET), key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, found))) if found else None
 
     def format(self, record: logging.LogRecord) -> str:
-        text = self._inner.format(record)
-        if "://" in text:
-            text = _PASSWORD.sub(rf"\1{MASKED}@", text)
-        return self._secrets.sub(MASKED, text) if self._secrets is not None else text
-
-
-def _words_of(secret: str) -> set[str]:
-    """Return what must not be written of a secret: itself, or the password that is in a url."""
-    if "://" not in secret:
-        return {secret}
-    try:
-        password = urlsplit(secret).password or ""
-    except ValueError:
-        return {secret}
-    return {password, unquote(password)}
+        return masks.hide(self._inner.format(record))
 
 
 class JSON(logging.Formatter):

@@ -21,7 +21,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from tavrida import dispatcher, exceptions, inifiles, plugins, state
+from tavrida import dispatcher, exceptions, inifiles, masks, plugins, state
 from tavrida.config import (
     MAX_NUMBER,
     ConnectionConfig,
@@ -202,8 +202,6 @@ class Configuration:
     #: take effect without a restart.
     values: Mapping[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
     mutable: frozenset[tuple[str, str]] = frozenset()
-    #: The values of all options that are secret, also of plugins; some are urls with a password.
-    secrets: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
 
 def _options(settings: type) -> list[cfg.Opt]:
@@ -322,7 +320,6 @@ def _survey(reader: _Reader) -> Configuration:
         middleware=middleware,
         values=reader.read,
         mutable=frozenset(reader.mutable),
-        secrets=frozenset(reader.secrets),
     )
 
 
@@ -499,8 +496,6 @@ class _Reader:
         for name, settings in SECTIONS.items():
             self._declare(name, _options(settings))
         self._wrong: set[tuple[str, str]] = set()
-        #: The values of options that are secret.
-        self.secrets: set[str] = set()
         #: All that was read, by section and name; those of tavrida's options that are mutable.
         self.read: dict[tuple[str, str], Any] = {}
         self.mutable: set[tuple[str, str]] = set()
@@ -692,7 +687,7 @@ class _Reader:
             try:
                 values[name] = section[name]
                 if option.secret and values[name]:
-                    self.secrets.update(map(str, _all_of(values[name])))
+                    masks.learn(map(str, _all_of(values[name])))
                 if values[name] is None and option.required:
                     self._fault(group, name, "is missing: give it a value", joint=" ")
             except (cfg.TemplateSubstitutionError, cfg.NoSuchOptError):
@@ -702,7 +697,10 @@ class _Reader:
             except ValueError as error:
                 # What stands before this only repeats the option, and oslo.config's place.
                 reason = str(error).rpartition("is not valid: ")[2]
-                self._fault(group, name, _NOT_A_NUMBER.sub("should be a number, not", reason))
+                reason = _NOT_A_NUMBER.sub("should be a number, not", reason)
+                if option.secret:
+                    reason = f"its value, which is not shown here, should be {option.type!r}"
+                self._fault(group, name, reason)
             self.read[group, name] = values[name]
             if option.mutable and _is_own(group):
                 self.mutable.add((group, name))
@@ -716,8 +714,7 @@ class _Reader:
                 given = inifiles.sources_of(self.files, group, name)
                 first, *others = [*given, inifiles.Source("default")]
                 shown = _implied(group, name) if value in (None, "", []) else value
-                if options[name].secret and shown:
-                    shown = _masked(group, shown)
+                shown = _masked(group, shown) if options[name].secret and shown else _hidden(shown)
                 found.append(Setting(group, name, shown, first, tuple(others[:-1])))
         return found
 
@@ -774,7 +771,18 @@ def _masked(group: str, value: Any) -> Any:
         urls = value if isinstance(value, list) else [value]
         shown = [_PASSWORD.sub(r"\1***", redact(url)) for url in urls]
         return shown if isinstance(value, list) else shown[0]
-    return "***"
+    return masks.MASKED
+
+
+def _hidden(value: Any) -> Any:
+    """Return a value that is no secret without those that are in it, as in a url."""
+    if isinstance(value, str):
+        return masks.hide(value)
+    if isinstance(value, list):
+        return [_hidden(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _hidden(each) for key, each in value.items()}
+    return value
 
 
 def _all_of(value: Any) -> Iterable[Any]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tavrida import masks
 from tests.rabbitmq import Node, missing
 
 
@@ -21,6 +22,13 @@ def _environment() -> None:
     for name in list(os.environ):
         if name.startswith(("OS_", "CLIFF_")) or name == "PYTHONUNBUFFERED":
             del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Know no secrets of other tests: their words would be missing in what this one reads."""
+    monkeypatch.setattr(masks, "_known", {})
+    monkeypatch.setattr(masks, "_pattern", None)
 
 
 @pytest.fixture(scope="session")

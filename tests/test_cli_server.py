@@ -43,7 +43,7 @@ SHOP = """
     class Shop(service.ServiceController):
         @classmethod
         def list_opts(cls):
-            return [cfg.IntOpt("discount", default=0)]
+            return [cfg.IntOpt("discount", default=0), cfg.IntOpt("pin", secret=True)]
 
         @dispatcher.rpc_method(service="shop", method="price")
         def price(self, request, proxy):
@@ -65,7 +65,11 @@ SHOP = """
     class Till(service.ServiceController):
         def __init__(self, options):
             super().__init__(options)
-            raise RuntimeError("the drawer is stuck")
+            raise RuntimeError(f"the drawer {self.options['key']} is stuck")
+
+        @classmethod
+        def list_opts(cls):
+            return [cfg.StrOpt("key", secret=True, default="")]
 """
 
 CONTROLLERS = {
@@ -159,7 +163,16 @@ def test_a_class_that_is_no_controller_is_told_what_to_derive_from(start: Start)
 def test_a_controller_that_cannot_be_made_is_told_with_its_reason(start: Start) -> None:
     """What __init__ raises is no traceback for the operator."""
     ended = start("[server]\nservices = till\n")
-    refused(ended, "[service:till]", "Till", "RuntimeError: the drawer is stuck")
+    refused(ended, "[service:till]", "Till", "RuntimeError: the drawer  is stuck")
+
+
+def test_a_secret_is_in_no_fault(start: Start) -> None:
+    """Neither in what a plugin says of it, nor where its value is wrong."""
+    ended = start("[server]\nservices = till\n[service:till]\nkey = abc-123\n")
+    refused(ended, "RuntimeError: the drawer *** is stuck")
+    ended = start("[server]\nservices = shop\n[service:shop]\npin = 12x\n")
+    refused(ended, ":4: [service:shop] pin: its value, which is not shown here, should be Integer")
+    assert "12x" not in ended.stderr
 
 
 def test_a_section_with_the_wrong_name_for_its_controller_is_told(start: Start) -> None:

@@ -210,9 +210,8 @@ def test_secrets_of_the_configuration_are_never_written(
     begin: Callable[..., Written], name: str
 ) -> None:
     """However they get into a record: in text, arguments, fields or a traceback."""
-    written = begin(
-        "amqp://shop:s3cr3t%2Fword@host/", "key-1234", "abc", format=name, level="DEBUG"
-    )
+    secrets = ("amqp://shop:s3cr3t%2Fword@host/", "key-1234", 'a"b\\c:d', "abc")
+    written = begin(*secrets, format=name, level="DEBUG")
     LOG.info("%s and s3cr3t%%2Fword", "s3cr3t/word", extra={"url": ["key-1234"]})
     LOG.info("amqp://shop:unknown1@elsewhere:5672/v and abc")
     try:
@@ -220,7 +219,8 @@ def test_secrets_of_the_configuration_are_never_written(
     except ValueError:
         LOG.exception("failed")
     text = written.getvalue()
-    for secret in ("s3cr3t", "key-1234", "unknown1"):
+    LOG.info("none", extra={"shown": {"by": 'a"b\\c:d'}})
+    for secret in ("s3cr3t", "key-1234", "unknown1", "c:d"):
         assert secret not in text
     assert "amqp://shop:***@elsewhere:5672/v and abc" in text  # too short to be told from a word
 

@@ -16,7 +16,7 @@ from cliff.app import App
 from cliff.command import Command
 from cliff.commandmanager import CommandManager
 
-from tavrida import exceptions, plugins
+from tavrida import exceptions, masks, plugins
 
 # The library itself is imported by the command that runs: all of them are loaded for --help.
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ INTERRUPTED, UNREAD = 130, 141
 
 class WrongUsage(Exception):
     """Raised when the command line cannot be meant as it stands."""
+
+
+class _Line(logging.Formatter):
+    """Writes no secrets, as ``tavrida.logs`` does, which would take longer to load."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masks.hide(super().format(record))
 
 
 class LazyCommands(CommandManager):
@@ -62,7 +69,9 @@ class Application(App):
     def configure_logging(self) -> None:
         """Warnings of the library go to stderr, one line each; --debug shows everything."""
         level = logging.DEBUG if self.options.debug else logging.WARNING
-        logging.basicConfig(stream=sys.stderr, level=level, format="tavrida: %(message)s")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Line("tavrida: %(message)s"))
+        logging.basicConfig(handlers=[handler], level=level)
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run a command; an unknown one is wrong usage, where cliff itself returns 2."""
@@ -83,8 +92,8 @@ class Application(App):
 
 
 def note(text: str) -> None:
-    """Say something beside the result, on stderr."""
-    print(f"tavrida: {text}", file=sys.stderr, flush=True)
+    """Say something beside the result, on stderr, without secrets."""
+    print(f"tavrida: {masks.hide(text)}", file=sys.stderr, flush=True)
 
 
 class TavridaCommand(Command):
@@ -121,16 +130,16 @@ class TavridaCommand(Command):
             return self._fail(error, NO_BROKER)
         except exceptions.ConfigError as error:
             for fault in error.faults:
-                print(f"tavrida: {fault}", file=sys.stderr)
+                note(fault)
             return ERROR
         except exceptions.TavridaError as error:
-            return self._fail(error, ERROR)
+            return self._fail(error, NO_BROKER if getattr(error, "is_denied", False) else ERROR)
 
     def _fail(self, error: Exception, code: int) -> int:
         if self.app.options.debug:
             raise error
         # A remote message may have several lines; scripts and people want one.
-        print(f"tavrida: {' '.join(str(error).split())}", file=sys.stderr)
+        note(" ".join(str(error).split()))
         return code
 
 

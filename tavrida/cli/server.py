@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
-from tavrida import assembly, exceptions, health, logs, options, plugins, state
+from tavrida import assembly, exceptions, health, logs, masks, options, plugins, state
 from tavrida.cli.running import Running, Settings, apply
 from tavrida.cli.systemd import ServiceManager
 from tavrida.config import redact
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _refuse(error: exceptions.ConfigError) -> int:
     for fault in error.faults:
-        print(f"tavrida-server: {fault}", file=sys.stderr)
+        print(f"tavrida-server: {masks.hide(fault)}", file=sys.stderr)
     return BAD_CONFIGURATION
 
 
@@ -88,7 +88,7 @@ def _begin_log(configuration: options.Configuration) -> None:
     # What handlers print shall be seen when it is printed, also in a file or a journal.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    logs.begin(configuration.log, configuration.secrets)
+    logs.begin(configuration.log)
 
 
 def _serve(running: Running, manager: ServiceManager) -> int:
@@ -159,7 +159,7 @@ def _run(server: Server, manager: ServiceManager) -> int:
     except exceptions.ConfigError as error:
         return _refuse(error)
     except exceptions.TransportError as error:
-        print(f"tavrida-server: {error}", file=sys.stderr)
+        print(f"tavrida-server: {masks.hide(str(error))}", file=sys.stderr)
         return NO_BROKER
     return OK
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tavrida import discovery, dispatcher, exceptions
+from tavrida import discovery, dispatcher, exceptions, masks
 from tavrida.client import AsyncRPCClient, RPCClient
 from tavrida.config import ConnectionConfig, Credentials
 from tavrida.plugins.transports import tls
@@ -215,6 +215,7 @@ def test_a_key_may_have_a_password(place: Place, tmp_path: Path) -> None:
     wrong.write_text("s3cret")
     key.write_bytes(place.world.encrypted_key(b"sesame"))
     _answers(place.config(tls_key_file=str(key), tls_key_password_file=str(password)))
+    assert "open ***" == masks.hide("open sesame")
     with pytest.raises(exceptions.ConfigError, match="is encrypted: put its password into a file"):
         tls.check(place.config(tls_key_file=str(key)))
     with pytest.raises(exceptions.ConfigError, match="does not open the key") as caught:

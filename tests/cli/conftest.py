@@ -31,7 +31,10 @@ ECHO = """
         def list_opts(cls):
             from oslo_config import cfg
 
-            return [cfg.StrOpt("token", secret=True, help="Nobody may see it.")]
+            return [
+                cfg.StrOpt("token", secret=True, help="Nobody may see it."),
+                cfg.StrOpt("peer", help="An address."),
+            ]
 
         @dispatcher.rpc_method(service="echo", method="echo")
         def echo(self, request, proxy, **payload):

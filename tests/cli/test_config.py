@@ -168,12 +168,13 @@ def test_secrets_are_masked(config: Tavrida, ini: Callable[..., Path], form: str
         "[connection]\nurl = amqp://ann:s3cret@one/,amqp://ann:s3cret@two/\n"
         "password_command = print s3cret\n"
         "[outbox]\nurl = postgresql://bob@db/x?password=s3cret&sslmode=require\n"
-        "[server]\nservices = echo\n[service:echo]\ntoken = s3cret\n",
+        "[server]\nservices = echo\n[service:echo]\ntoken = s3cret\npeer = http://u:abc@peer/\n",
     )
     ended = config("show", "--config-file", path, "-f", form)
     assert 0 == ended.code
     assert "s3cret" not in ended.stdout + ended.stderr
     assert "amqp://ann:***@two/" in ended.stdout
+    assert "http://u:***@peer/" in ended.stdout  # also of an option that is none
     assert "postgresql://bob@db/x?password=***&sslmode=require" in ended.stdout
 
 

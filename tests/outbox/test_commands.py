@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 from contextlib import closing
@@ -89,6 +90,24 @@ def test_an_ini_that_cannot_work_is_told_in_one_sentence(
     assert 1 == ended.code
     assert fault in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_the_relay_logs_as_a_server_does(tmp_path: Path) -> None:
+    """As [log] says; without the passwords, also in what a driver says of them."""
+    ini = tmp_path / "relay.conf"
+    ini.write_text(
+        "[connection]\nurl = amqp://guest:s3cret-1@127.0.0.1:1/\n[log]\nformat = json\n"
+        f"[outbox]\nurl = sqlite://{tmp_path}/s3cret-1.db\n"
+    )
+    with Program([SCRIPTS / "tavrida", "outbox", "relay", f"--config-file={ini}"]) as relay:
+        relay.line("cannot be used")
+        assert 0 == relay.end(signal.SIGTERM)
+        records = [json.loads(line) for line in relay.rest()]
+    first, second, third = records[:3]
+    assert ("WARNING", "tavrida.cli.commands.outbox") == (first["level"], first["logger"])
+    assert first["message"].startswith("What is stored waits for the broker: cannot reach")
+    assert "The relay is publishing." == second["message"]
+    assert f"{tmp_path}/***.db" in third["message"]
 
 
 def test_a_database_without_tables_is_told_with_the_remedy(tmp_path: Path) -> None:

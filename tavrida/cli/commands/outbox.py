@@ -5,31 +5,36 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tavrida import exceptions
 from tavrida.cli.application import Configured, TavridaCommand
+
+if TYPE_CHECKING:
+    from tavrida.config import ConnectionConfig
+    from tavrida.plugins.transports import Transport
+
+LOG = logging.getLogger(__name__)
 
 
 class OutboxRelay(Configured):
     """Publish what an outbox stored, until SIGTERM or SIGINT"""
 
     def take_action(self, args: argparse.Namespace) -> None:
-        from tavrida import options, state
+        from tavrida import logs, options, state
         from tavrida.client import RPCClient
         from tavrida.outbox.relay import Relay
 
         connection, discovery, settings, log = options.read_outbox(self.parsed(args))
         connect = connector_of(settings.url)
-        logging.basicConfig(
-            stream=sys.stderr, level=log.level, format="%(asctime)s %(message)s", force=True
-        )
+        logs.begin(log)
         state.prepare(connection.urls)
+        _knock(connection)
         with RPCClient(connection, discovery=discovery, source="tavrida_relay") as client:
             relay = Relay(
                 connect,
@@ -41,8 +46,27 @@ class OutboxRelay(Configured):
             )
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: relay.request_stop())
-            logging.getLogger(__name__).info("The relay is publishing.")
+            LOG.info("The relay is publishing.")
             relay.run()
+
+
+def _knock(connection: ConnectionConfig) -> None:
+    """See whether the broker lets us in: the relay itself connects when there is a message.
+
+    Raises:
+        ConnectionFailed: it never will, as with a wrong password.
+    """
+    from tavrida.cli.broker import at_broker
+
+    async def leave(broker: Transport) -> None:
+        """Do nothing: it let us in."""
+
+    try:
+        at_broker(dataclasses.replace(connection, connection_attempts=1), "outbox", leave)
+    except exceptions.ConnectionFailed as error:
+        if error.is_final:
+            raise
+        LOG.warning("What is stored waits for the broker: %s", error)
 
 
 class OutboxSql(TavridaCommand):

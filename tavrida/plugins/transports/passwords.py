@@ -21,7 +21,7 @@ from subprocess import DEVNULL, PIPE
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tavrida import exceptions
+from tavrida import exceptions, masks
 from tavrida.config import ConnectionConfig
 
 #: Seconds to find out the password.
@@ -71,11 +71,17 @@ def _fault_of(config: ConnectionConfig, url: str) -> str:
 
 
 async def user_and_password(config: ConnectionConfig, url: str) -> tuple[str, str]:
-    """Return the user name and the password for a node, as they are now.
+    """Return the user name and the password for a node, as they are now; no log shows it then.
 
     Raises:
         ConnectionFailed: the password cannot be had; says why.
     """
+    user, password = await _user_and_password(config, url)
+    masks.learn([password])
+    return user, password
+
+
+async def _user_and_password(config: ConnectionConfig, url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     user = unquote(parts.username or "") or config.credentials.username
     if config.password_file:

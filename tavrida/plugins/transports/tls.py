@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from tavrida import exceptions
+from tavrida import exceptions, masks
 from tavrida.config import ConnectionConfig
 
 #: Options that mean nothing without TLS.
@@ -118,6 +118,7 @@ def _show(made: ssl.SSLContext, config: ConnectionConfig) -> None:
     password = ""
     if config.tls_key_password_file:
         password = Path(config.tls_key_password_file).read_text().rstrip("\r\n")
+        masks.learn([password])
     was_asked = False
 
     def ask() -> str:  # without it OpenSSL asks at the terminal, and waits
