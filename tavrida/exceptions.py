@@ -313,9 +313,16 @@ class StoreFailed(TavridaError):
 
 
 class TransportError(TavridaError):
-    """Raised when the broker does not do what it was asked to."""
+    """Raised when the broker does not do what it was asked to.
+
+    ``is_denied`` says that it does not let this user do so, whose rights have to be changed.
+    """
 
     code = 1040
+
+    def __init__(self, message: str = "", *, is_denied: bool = False) -> None:
+        super().__init__(message)
+        self.is_denied = is_denied
 
 
 class ConnectionFailed(TransportError):
@@ -327,8 +334,8 @@ class ConnectionFailed(TransportError):
 
     code = 1041
 
-    def __init__(self, message: str, *, is_final: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, is_final: bool = False, is_denied: bool = False) -> None:
+        super().__init__(message, is_denied=is_denied)
         self.is_final = is_final
 
 
@@ -354,8 +361,8 @@ class PublishFailed(TransportError):
 
     code = 1043
 
-    def __init__(self, message: str, *, is_passing: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, is_passing: bool = False, is_denied: bool = False) -> None:
+        super().__init__(message, is_denied=is_denied)
         self.is_passing = is_passing
 
 

@@ -24,10 +24,6 @@ from tavrida.topology import Binding, Exchange, Topology
 MAX_WAITING = 10_000
 
 
-#: RabbitMQ's word where a user has no right to do something.
-_REFUSED = "ACCESS_REFUSED"
-
-
 class Subscription:
     """Hears what an exchange carries under a routing key; use it in a ``with``, from one thread.
 
@@ -92,12 +88,13 @@ class Subscription:
         try:
             is_new = await self._bind(transport)
         except exceptions.TransportError as error:
-            if _REFUSED not in str(error):
+            if not error.is_denied:
                 raise
             raise exceptions.ConnectionFailed(
                 f"{error}. Who listens needs the rights to configure, write and read queues named "
                 f"'tavrida.reply.*', to read exchange {self._exchange!r}, and to configure it "
-                "where it is missing"
+                "where it is missing",
+                is_denied=True,
             ) from error
         self._is_hearing = True
         self._begun.set()
@@ -115,7 +112,7 @@ class Subscription:
         except exceptions.ConnectionFailed:
             raise
         except exceptions.TransportError as error:
-            if _REFUSED in str(error):
+            if error.is_denied:
                 raise
             # It does not exist. As every subscriber does: a publisher may come later.
             await transport.declare(Topology(exchanges=(Exchange(self._exchange),)))

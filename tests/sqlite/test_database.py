@@ -78,7 +78,7 @@ def test_a_place_where_nothing_can_be_written_is_refused() -> None:
     with Bench("sqlite:///proc/bus.db") as bench:
         text = str(refusal(bench.connection()))
     assert "/proc/bus.db cannot be opened or made" in text
-    assert "may this user write to its folder?" in text
+    assert "this user has to be allowed to read and write it, and to write to its folder" in text
 
 
 def test_a_folder_for_bells_that_cannot_be_made_is_refused(path: Path, bench: Bench) -> None:

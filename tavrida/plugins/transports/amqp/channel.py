@@ -39,6 +39,8 @@ class AwaitableChannel:
         self._wire = wire
         self._asked: set[asyncio.Future[Any]] = set()
         self._on_closed = on_closed
+        #: That somebody waited for an answer here when it closed, and was told why.
+        self.has_told = False
         self._receivers: dict[str, Receive] = {}
         self._getting: asyncio.Future[Any] | None = None
         self._one_get = asyncio.Lock()
@@ -62,6 +64,7 @@ class AwaitableChannel:
         self._wire.forget(channel)
         for future in list(self._asked):
             if not future.done():
+                self.has_told = True
                 future.set_exception(reason)
                 future.exception()  # seen: who asked may be gone
         self._on_closed(self, reason)

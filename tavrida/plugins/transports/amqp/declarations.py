@@ -14,9 +14,10 @@ from tavrida import exceptions
 from tavrida.plugins.transports import conflict
 from tavrida.plugins.transports.amqp.channel import passing
 from tavrida.plugins.transports.amqp.objections import (
-    ACCESS_REFUSED,
     NOT_FOUND,
     PRECONDITION_FAILED,
+    is_denial,
+    refused,
     text_of,
 )
 from tavrida.plugins.transports.amqp.wire import PlainWire
@@ -115,10 +116,8 @@ def arguments_of(queue: Queue) -> dict[str, Any]:
 
 def conflict_of(error: pika.exceptions.ChannelClosedByBroker) -> exceptions.TransportError:
     """Return the error of a refusal to declare."""
-    if error.reply_code == ACCESS_REFUSED:
-        return exceptions.TransportError(
-            f"the broker does not let this user declare what the services need: {error.reply_text}"
-        )
+    if is_denial(error):
+        return refused(error, "the broker does not let this user declare what is needed")
     if error.reply_code != PRECONDITION_FAILED:
         return exceptions.TransportError(f"cannot declare: {text_of(error)}")
     found = _INEQUIVALENT.search(error.reply_text)

@@ -16,6 +16,12 @@ NOT_FOUND = 404
 ACCESS_REFUSED = 403
 PRECONDITION_FAILED = 406
 
+#: What to do where a user may not do something.
+RIGHTS = (
+    "Who administers the broker gives rights, with 'rabbitmqctl set_permissions': to configure "
+    "what is declared, to write where messages are sent, to read where they are received"
+)
+
 _TOO_LARGE = re.compile(r"message size \d+ is larger than configured max size (?P<limit>\d+)")
 
 
@@ -24,6 +30,19 @@ def text_of(reason: BaseException) -> str:
     if isinstance(reason, pika.exceptions.ConnectionClosed | pika.exceptions.ChannelClosed):
         return f"{reason.reply_code} {reason.reply_text}"
     return f"{type(reason).__name__} {reason}".strip()
+
+
+def is_denial(reason: BaseException) -> bool:
+    """Tell whether the broker does not let this user do what was asked."""
+    return getattr(reason, "reply_code", 0) == ACCESS_REFUSED
+
+
+def refused(reason: BaseException, what: str = "the broker refused") -> exceptions.TransportError:
+    """Return the error for what the broker refused, with the remedy where a right is missing."""
+    text = f"{what}: {text_of(reason)}"
+    if not is_denial(reason):
+        return exceptions.TransportError(text)
+    return exceptions.TransportError(f"{text}. {RIGHTS}", is_denied=True)
 
 
 def is_named_in(objection: str, publication: Publication) -> bool:
@@ -47,7 +66,9 @@ def objection_to(publication: Publication, reason: BaseException) -> Exception:
             "the same in [connection], so that it is refused before it is sent, or raise the "
             "broker's"
         )
+    is_denied = is_denial(reason)
     return exceptions.PublishFailed(
         f"the broker refused a message to exchange {publication.exchange!r}, routing key "
-        f"{publication.routing_key!r}: {text}"
+        f"{publication.routing_key!r}: {text}{f'. {RIGHTS}' if is_denied else ''}",
+        is_denied=is_denied,
     )

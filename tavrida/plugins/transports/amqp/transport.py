@@ -58,6 +58,7 @@ from tavrida.plugins.transports.amqp.objections import (
     NOT_FOUND,
     is_named_in,
     objection_to,
+    refused,
     text_of,
 )
 from tavrida.plugins.transports.amqp.tags import Tags
@@ -356,7 +357,7 @@ class AMQPTransport(ReconnectingTransport):
             async with asyncio.timeout(self.config.publish_timeout):
                 await action()
         except pika.exceptions.ChannelClosedByBroker as error:
-            raise exceptions.TransportError(f"the broker refused: {text_of(error)}") from error
+            raise refused(error) from error
         except (pika.exceptions.ShortStringTooLong, UnicodeEncodeError) as error:
             raise exceptions.TransportError(f"AMQP cannot write a name: {error}") from error
         except pika.exceptions.AMQPError:
@@ -478,7 +479,7 @@ class AMQPTransport(ReconnectingTransport):
             async with asyncio.timeout(self.config.publish_timeout):
                 yield self._connection
         except pika.exceptions.ChannelClosedByBroker as error:
-            raise exceptions.TransportError(f"the broker refused: {text_of(error)}") from error
+            raise refused(error) from error
         except pika.exceptions.AMQPError as error:
             raise exceptions.ConnectionFailed(
                 f"the connection was lost before the broker answered: {text_of(error)}"
@@ -585,9 +586,8 @@ class AMQPTransport(ReconnectingTransport):
             await channel.ask(channel.pika.queue_declare, name, exclusive=True)
             await channel.consume(name, name, receive, auto_ack=True)
         except pika.exceptions.AMQPError as error:
-            raise exceptions.ConnectionFailed(
-                f"cannot make a queue for answers: {text_of(error)}"
-            ) from error
+            why = refused(error, "cannot make a queue for answers")
+            raise exceptions.ConnectionFailed(str(why), is_denied=why.is_denied) from error
         return name
 
     async def cancel(self) -> None:
@@ -613,7 +613,9 @@ class AMQPTransport(ReconnectingTransport):
         if channel is not self._consuming:
             return  # of a connection before this one
         if connection is not None and connection.is_open and not self._is_closing:
-            LOG.warning("%s: the broker closed its channel: %s.", self.name, text_of(reason))
+            # Who asked for what the broker objects to is told, and tells it.
+            level = logging.DEBUG if channel.has_told else logging.WARNING
+            LOG.log(level, "%s: the broker closed its channel: %s.", self.name, text_of(reason))
             self._drop(connection)
 
     # -- publishing

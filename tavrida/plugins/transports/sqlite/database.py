@@ -294,8 +294,10 @@ def explain(error: Exception, place: Place) -> exceptions.ConnectionFailed:
             "url"
         )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM) or number in _MAY_NOT:
+        why = getattr(error, "strerror", None) or error  # which repeats the path
         return _final(
-            f"{place} cannot be opened or made ({error}): may this user write to its folder?"
+            f"{place} cannot be opened or made ({why}): this user has to be allowed to read and "
+            "write it, and to write to its folder"
         )
     return exceptions.ConnectionFailed(f"{place} cannot be used: {error}")
 
