@@ -48,8 +48,9 @@ from typing import Any
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return " (did you mean 'x'?)" for the known word nearest to ``word``, or nothing."""
-    near = difflib.get_close_matches(word, list(known), 1, cutoff)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    by_small = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), list(by_small), 1, cutoff)
+    return f" (did you mean {by_small[near[0]]!r}?)" if near else ""
 
 
 def text_of(error: BaseException) -> str:

@@ -64,9 +64,7 @@ def sources_of(files: Sequence[Path], section: str, name: str) -> list[Source]:
     if variable in os.environ:
         found.append(Source("environment", variable))
     for path in reversed(files):
-        line = line_of(path, section, name)
-        if line:
-            found.append(Source("file", str(path), line))
+        found += [Source("file", str(path), line) for line in lines_of(path, section, name)]
     return found
 
 
@@ -78,18 +76,37 @@ def place_of(files: Sequence[Path], section: str, name: str) -> str:
 
 def line_of(path: Path, section: str, name: str = "") -> int:
     """Return the line of a section's heading, or of the last setting of an option in it; or 0."""
-    here, found = "", 0
+    return next(iter(lines_of(path, section, name)), 0)
+
+
+def lines_of(path: Path, section: str, name: str = "") -> list[int]:
+    """Return the line of a section's heading, or of all settings of an option; the last first."""
+    here = ""
+    found: list[int] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         heading = re.match(r"\[(.+?)\]", line)
         if heading:
             here = heading[1]
             if not name and here == section:
-                return number
+                return [number]
         elif name and here.lower() == section.lower():
             key = re.match(r"([^\s=:]+)\s*[=:]", line)
             if key and key[1] == name:
-                found = number
+                found.insert(0, number)
     return found
+
+
+def no_text_in(path: Path) -> str:
+    """Return "FILE:LINE" of what is no UTF-8 in a file, or nothing."""
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"{path}:{line}"
+    except OSError:
+        pass
+    return ""
 
 
 def strangers(path: Path, sections: Sections, known: Sections, opaque: set[str]) -> list[str]:
@@ -123,11 +140,14 @@ def strange_variables(known: Mapping[str, Iterable[str]]) -> list[str]:
     """
     faults = []
     for variable in sorted(os.environ):
-        found = re.fullmatch(r"OS_([A-Z]+)__([A-Z0-9_]+)", variable)
+        found = re.fullmatch(r"OS_([A-Z]+)__([A-Z0-9_]+)", variable.upper())
         if not found:
             continue
         section, name = found[1].lower(), found[2].lower()
-        if section not in known:
+        if variable != variable.upper():
+            if name in known.get(section, ()):
+                faults.append(f"{variable} is not read: write it {variable.upper()}")
+        elif section not in known:
             near = exceptions.did_you_mean(section, known, _SLIP)
             if near:
                 faults.append(f"{variable}: section [{section}] is unknown{near}")

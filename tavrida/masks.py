@@ -26,8 +26,8 @@ MIN_SECRET = 6
 #: Secrets to know at most; of passwords that change every hour, the oldest are forgotten.
 MAX_SECRETS = 1000
 
-#: A url with a password, wherever it stands in a text.
-_IN_URL = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)[^\s/@]+@")
+#: A url with a password, wherever it stands in a text; but not in what tells how to write one.
+_IN_URL = re.compile(r"(\w[\w+.-]*://[^\s:/@]*:)(?!PASSWORD@)[^\s/@]+@")
 
 #: A password among the parameters of a url, or in what a driver of databases is told.
 _PARAMETER = re.compile(r"(\bpassword=)[^\s&,;'\"]+", re.IGNORECASE)

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -267,22 +268,35 @@ def parse(arguments: list[str], prog: str, command_line: Iterable[cfg.Opt] = ())
         raise exceptions.ConfigError(
             f"may not read {', '.join(error.config_files)}: check its permissions"
         ) from None
-    except (cfg.ConfigFileParseError, cfg.ConfigDirNotFoundError, OSError) as error:
+    except cfg.ConfigDirNotFoundError as error:
+        raise exceptions.ConfigError(f"there is no folder {error.config_dir}") from None
+    except IsADirectoryError as error:
+        raise exceptions.ConfigError(
+            f"{error.filename} is a folder, and no file: --config-dir takes a folder, of which it "
+            "reads the *.conf"
+        ) from None
+    except (cfg.ConfigFileParseError, OSError) as error:
         hint = "; save it without the byte order mark" if "\\ufeff" in str(error) else ""
         raise exceptions.ConfigError(" ".join(str(error).split()) + hint) from None
     except UnicodeDecodeError as error:
-        for path in (Path(argument.partition("=")[2] or argument) for argument in arguments):
-            try:
-                path.read_text(encoding="utf-8")
-            except OSError:
-                continue
-            except UnicodeDecodeError:
-                raise exceptions.ConfigError(f"{path} is not UTF-8: {error}") from None
-        raise
+        defaults = (conf.default_config_files, conf.default_config_dirs)
+        places = map(inifiles.no_text_in, inifiles.files_of(arguments, *defaults))
+        where = next(filter(None, places), "a file")
+        raise exceptions.ConfigError(f"{where} is not UTF-8: {error.reason}") from None
+    _check_folders(map(Path, conf.config_dir or ()))
     conf.files = tuple(
         inifiles.files_of(arguments, conf.default_config_files, conf.default_config_dirs)
     )
     return conf
+
+
+def _check_folders(folders: Iterable[Path]) -> None:
+    """Raise ConfigError for a folder in which oslo.config finds nothing without a word."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise exceptions.ConfigError(f"{folder} is no folder: --config-file takes a file")
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise exceptions.ConfigError(f"may not read {folder}: check its permissions")
 
 
 def survey(conf: Parsed) -> tuple[Configuration, exceptions.Faults]:
@@ -294,7 +308,8 @@ def survey(conf: Parsed) -> tuple[Configuration, exceptions.Faults]:
     """
     reader = _Reader(conf)
     configuration = _survey(reader)
-    if not configuration.server.services and not reader.is_wrong("server", "services"):
+    is_wrong = reader.is_wrong("server", "services")
+    if not reader.read.get(("server", "services")) and not is_wrong:
         controllers = ", ".join(point.name for point in plugins.installed(plugins.CONTROLLERS))
         reader.faults.add(
             "[server] services names none: name the services to run. Installed controllers: "
@@ -516,12 +531,28 @@ class _Reader:
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in self.values(name).items()
             }
-            with self.faults.collected(), _said_of(name):
+            with self.faults.collected(), self._placed(name):
                 if name == "connection":
                     values["async_engine"] = True  # the ini has concurrency = 1 for one at a time
                     values["url"] = values["url"] or (state.default_url(),)
                 found[name] = settings(**values)
         return found
+
+    @contextlib.contextmanager
+    def _placed(self, group: str) -> Iterator[None]:
+        """Put the place of an option, or of its section, before the faults that the block raises.
+
+        Those begin with its name.
+        """
+        try:
+            yield
+        except exceptions.ConfigError as error:
+            faults = []
+            for fault in error.faults:
+                word = re.match(r"\w*", fault)
+                place = inifiles.place_of(self.files, group, word[0] if word else "")
+                faults.append(f"{place}[{group}] {fault}")
+            raise exceptions.ConfigError(*faults) from error.__cause__
 
     def retries(self, services: Iterable[str], controllers: Mapping[str, type] | None) -> Retries:
         """Return what the ``[retry]`` sections say, also those of services and entry points.

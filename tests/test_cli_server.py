@@ -163,7 +163,7 @@ def test_a_class_that_is_no_controller_is_told_what_to_derive_from(start: Start)
 def test_a_controller_that_cannot_be_made_is_told_with_its_reason(start: Start) -> None:
     """What __init__ raises is no traceback for the operator."""
     ended = start("[server]\nservices = till\n")
-    refused(ended, "[service:till]", "Till", "RuntimeError: the drawer  is stuck")
+    refused(ended, "[service:till]", "Till", "RuntimeError: the drawer is stuck")
 
 
 def test_a_secret_is_in_no_fault(start: Start) -> None:

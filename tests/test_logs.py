@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -338,8 +339,11 @@ def test_a_server_logs_json_without_the_secrets_of_its_plugins(
     assert handled["correlation_id"] == told["correlation_id"]
 
 
-def test_a_log_on_a_full_disk_stops_nothing(environment: dict[str, str], tmp_path: Path) -> None:
-    """The server serves, answers and stops as always; only its log is gone."""
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_log_on_a_full_disk_stops_nothing(
+    environment: dict[str, str], tmp_path: Path, is_closed: bool
+) -> None:
+    """The server serves, answers and stops as always; only its log is gone. Or has none."""
     path = ini(tmp_path, "format = json\nlevel = DEBUG\n")
     with Path("/dev/full").open("w") as full:
         process = subprocess.Popen(
@@ -348,6 +352,7 @@ def test_a_log_on_a_full_disk_stops_nothing(environment: dict[str, str], tmp_pat
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=full,
+            preexec_fn=functools.partial(os.close, 2) if is_closed else None,  # noqa: PLW1509 - no threads
         )
     try:
         eventually(lambda: _buys(tmp_path) == 0)

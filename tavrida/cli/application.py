@@ -7,8 +7,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
+import re
 import sys
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,7 @@ from cliff.command import Command
 from cliff.commandmanager import CommandManager
 
 from tavrida import exceptions, masks, plugins
+from tavrida.cli import streams
 
 # The library itself is imported by the command that runs: all of them are loaded for --help.
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class Application(App):
         try:
             self.command_manager.find_command(argv)
         except ValueError:
-            print(f"tavrida: {self._why_unknown(argv)}", file=sys.stderr)
+            note(self._why_unknown(argv))
             return WRONG_USAGE
         return int(super().run_subcommand(argv))
 
@@ -92,8 +94,8 @@ class Application(App):
 
 
 def note(text: str) -> None:
-    """Say something beside the result, on stderr, without secrets."""
-    print(f"tavrida: {masks.hide(text)}", file=sys.stderr, flush=True)
+    """Say something beside the result, in one line on stderr."""
+    streams.say("tavrida", text)
 
 
 class TavridaCommand(Command):
@@ -110,7 +112,23 @@ class TavridaCommand(Command):
             parser.print_usage(sys.stderr)
             parser.exit(WRONG_USAGE, f"{parser.prog}: {message}\n")
 
+        # As people write them, options stand between the others too.
+        def parse(argv: Sequence[str]) -> argparse.Namespace:
+            refuse_empty(argv)
+            try:
+                return parser.parse_intermixed_args(argv)
+            except TypeError:  # a plugin's command takes all the rest as it is (argparse.REMAINDER)
+                return argparse.ArgumentParser.parse_args(parser, argv)
+
+        # Mostly a variable that is not set: "--url $URL" is then not what was meant.
+        def refuse_empty(argv: Sequence[str]) -> None:
+            for before, word in zip(("", *argv), argv, strict=False):
+                if word == "" or re.fullmatch(r"--[\w-]+=", word):
+                    name = word[:-1] or (before if before.startswith("-") else "an argument")
+                    parser.error(f"{name} is empty; is the variable set that it is taken from?")
+
         parser.error = wrong_usage  # type: ignore[method-assign]
+        parser.parse_args = parse  # type: ignore[method-assign, assignment]
         return parser
 
     def get_epilog(self) -> str:
@@ -138,8 +156,7 @@ class TavridaCommand(Command):
     def _fail(self, error: Exception, code: int) -> int:
         if self.app.options.debug:
             raise error
-        # A remote message may have several lines; scripts and people want one.
-        note(" ".join(str(error).split()))
+        note(str(error))
         return code
 
 
@@ -202,6 +219,5 @@ def run(arguments: list[str], version: str) -> int:
     except BrokenPipeError:
         code = UNREAD
     if code == UNREAD:
-        # What is left in the buffer shall not fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.forget()  # else it fails once more when Python ends
     return code

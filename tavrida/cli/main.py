@@ -10,11 +10,20 @@ from __future__ import annotations
 
 import sys
 
-from tavrida import plugins
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        return 130  # as shells have it; while it is loaded, nobody else takes it
+
+
+def _main(arguments: list[str]) -> int:
+    from tavrida import plugins
+    from tavrida.cli import streams
+
+    streams.open_all()
     try:
         from tavrida.cli import application
     except ModuleNotFoundError as error:
@@ -25,4 +34,4 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    return application.run(sys.argv[1:] if arguments is None else arguments, plugins.version())
+    return application.run(arguments, plugins.version())

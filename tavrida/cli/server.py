@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
-from tavrida import assembly, exceptions, health, logs, masks, options, plugins, state
+from tavrida import assembly, exceptions, health, logs, options, plugins, state
+from tavrida.cli import streams
 from tavrida.cli.running import Running, Settings, apply
 from tavrida.cli.systemd import ServiceManager
 from tavrida.config import redact
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-OK, BAD_CONFIGURATION, NO_BROKER = 0, 1, 3
+OK, BAD_CONFIGURATION, NO_BROKER, INTERRUPTED, UNREAD = 0, 1, 3, 130, 141
 
 _COMMAND_LINE = [
     cfg.BoolOpt(
@@ -48,7 +49,14 @@ _COMMAND_LINE = [
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    streams.open_all()
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before it serves: that is heard otherwise
+        return INTERRUPTED
+
+
+def _main(given: list[str]) -> int:
 
     def parse() -> options.Parsed:
         return options.parse(given, "tavrida-server", _COMMAND_LINE)
@@ -63,8 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     except exceptions.ConfigError as error:
         return _refuse(error)
     if conf.check:
-        print(describe(server))
-        return OK
+        return _print(describe(server))
     _begin_log(configuration)
     try:
         if state.prepare(server.config.urls):
@@ -78,9 +85,26 @@ def main(arguments: list[str] | None = None) -> int:
     return _serve_in_workers(running, manager)
 
 
+def _print(text: str) -> int:
+    """Print a result and return the exit code."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        streams.forget()
+        if isinstance(error, BrokenPipeError):
+            return UNREAD
+        _say(f"the result cannot be written: {error.strerror}")
+        return BAD_CONFIGURATION
+    return OK
+
+
+def _say(text: str) -> None:
+    streams.say("tavrida-server", text)
+
+
 def _refuse(error: exceptions.ConfigError) -> int:
     for fault in error.faults:
-        print(f"tavrida-server: {masks.hide(fault)}", file=sys.stderr)
+        _say(fault)
     return BAD_CONFIGURATION
 
 
@@ -159,7 +183,7 @@ def _run(server: Server, manager: ServiceManager) -> int:
     except exceptions.ConfigError as error:
         return _refuse(error)
     except exceptions.TransportError as error:
-        print(f"tavrida-server: {masks.hide(str(error))}", file=sys.stderr)
+        _say(str(error))
         return NO_BROKER
     return OK
 

@@ -19,7 +19,7 @@ from cliff.display import DisplayCommandBase
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from tavrida import plugins
+from tavrida import exceptions, plugins
 
 #: After these a line may end, and where there is no room otherwise.
 _PIECES = re.compile(r"(?<=[\s./:,;@-])|(?<=[a-z])(?=[A-Z])")
@@ -87,12 +87,18 @@ def widths_for(columns: Sequence[Sequence[str]], available: int) -> list[int]:
 def fitted(
     names: Sequence[str], rows: Iterable[Sequence[Any]], width: int
 ) -> tuple[list[str], Rows]:
-    """Return the names of columns, and the rows folded for a table of that width."""
+    """Return the names of columns, and the rows folded for a table of that width; 0 for any.
+
+    Whatever strangers called something, a terminal takes nothing of it for its own.
+    """
+    heads = [exceptions.printable(str(name)) for name in names]
     texts = [[_text(cell) for cell in row] for row in rows]
-    columns = [[str(cell) for cell in column] for column in zip(names, *texts, strict=True)]
-    room = width - 3 * len(names) - 1
-    widths = widths_for(columns, max(room, len(names)))
-    return list(names), [
+    if not width:
+        return heads, texts
+    columns = [[str(cell) for cell in column] for column in zip(heads, *texts, strict=True)]
+    room = width - 3 * len(heads) - 1
+    widths = widths_for(columns, max(room, len(heads)))
+    return heads, [
         [
             fold(cell, most) if isinstance(cell, str) else cell
             for cell, most in zip(row, widths, strict=True)
@@ -102,7 +108,8 @@ def fitted(
 
 
 def _text(cell: Any) -> Any:
-    return cell.human_readable() if isinstance(cell, FormattableColumn) else cell
+    text = cell.human_readable() if isinstance(cell, FormattableColumn) else cell
+    return exceptions.printable(text, keep="\n\t") if isinstance(text, str) else text
 
 
 def _width(args: argparse.Namespace) -> int:
@@ -137,6 +144,22 @@ def _unbounded(args: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(args), "max_width": 0, "fit_width": False})
 
 
+class _Lines:
+    """cliff's formatter of bare values, with each row in a line of its own."""
+
+    def __init__(self, formatter: Any) -> None:
+        self._formatter = formatter
+
+    def emit_list(
+        self, names: Sequence[str], rows: Iterable[Any], stdout: TextIO, args: argparse.Namespace
+    ) -> None:
+        lines = [
+            [exceptions.printable(cell) if isinstance(cell, str) else cell for cell in row]
+            for row in rows
+        ]
+        self._formatter.emit_list(names, lines, stdout, args)
+
+
 class _Fitting(DisplayCommandBase[Any]):
     """A command whose table fits the terminal."""
 
@@ -145,13 +168,18 @@ class _Fitting(DisplayCommandBase[Any]):
         return super()._load_formatter_plugins()
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        if parsed_args.formatter == "table" and _width(parsed_args):
+        if parsed_args.formatter == "table":
             self.formatter = _Folded(self.formatter)
         return super().produce_output(parsed_args, column_names, data)  # type: ignore[safe-super]
 
 
 class Listing(_Fitting, Lister):
     """Base of the commands that list; with ``--max-width`` as cliff has it."""
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        if parsed_args.formatter == "value":
+            self.formatter = _Lines(self.formatter)
+        return super().produce_output(parsed_args, column_names, data)
 
 
 class Showing(_Fitting, ShowOne):

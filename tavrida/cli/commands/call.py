@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 from tavrida import exceptions
@@ -56,7 +57,7 @@ class Sending(Connected):
             if args.values:
                 raise WrongUsage("give either KEY=VALUE or --json, not both")
             try:
-                payload = json.loads(args.json)
+                payload = _read(args.json)
             except ValueError as error:
                 raise WrongUsage(f"--json is no JSON: {error}") from None
             if not isinstance(payload, dict):
@@ -78,9 +79,24 @@ def _pair(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise WrongUsage(f"{text!r} is no KEY=VALUE")
     try:
-        return key, json.loads(value)
+        return key, _read(value)
     except ValueError:
         return key, value
+
+
+def _read(text: str) -> Any:
+    """Return what JSON says; raise ValueError where it is none, or more than JSON has words for."""
+    try:
+        return json.loads(text, parse_float=_number, parse_constant=_number)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _number(text: str) -> float:
+    # It would arrive as null.
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no number that JSON can write")
+    return float(text)
 
 
 def _as_it_is(value: Any) -> Any:

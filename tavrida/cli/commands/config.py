@@ -118,8 +118,17 @@ class ConfigShow(Connected, Listing):
             self.verdict = ERROR
             for fault in error.faults:
                 note(fault)
+        # What has no objects and lists gets the words for people.
+        is_flat = args.formatter in ("value", "csv")
         return ("Section", "Option", "Value", "From"), [
-            (each.section, each.name, Value(each.value), From((each.source, *each.others)))
+            (
+                each.section,
+                each.name,
+                *(
+                    cell.human_readable() if is_flat else cell
+                    for cell in (Value(each.value), From((each.source, *each.others)))
+                ),
+            )
             for each in settings
         ]
 

@@ -191,5 +191,6 @@ def _ask(moves: Iterable[Any], services: Mapping[str, str]) -> None:
         _say(f"queue {item.thing.name}: {told + '; ' if told else ''}{_how(item, services)}")
     if not sys.stdin.isatty():
         raise WrongUsage("queues are to be moved: say --yes, since there is nobody to ask")
-    if input("Go on? Only 'yes' does: ").strip() != "yes":
+    print("Go on? Only 'yes' does: ", end="", flush=True)
+    if sys.stdin.readline().strip() != "yes":
         raise exceptions.TavridaError("nothing was changed")

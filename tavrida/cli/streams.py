@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands write to: stdout and stderr, also where they are closed, full or a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from tavrida import exceptions, masks
+
+
+def open_all() -> None:
+    """Have stdin, stdout and stderr, where a parent closed some.
+
+    Else the next file that is opened would be one of them: a database, into which somebody's
+    warning is written.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+
+
+def say(program: str, text: str) -> None:
+    """Write a line to stderr, without secrets and without what a terminal takes for its own.
+
+    A stderr that takes no more is no reason to fail; one that nobody reads is.
+    """
+    line = exceptions.printable(" ".join(masks.hide(text).split()))
+    try:
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        forget(2)
+
+
+def forget(stream: int = 1) -> None:
+    """Drop what is still to be written to a stream whose reader went away, or that is full.
+
+    Else it fails once more when Python ends, which has an exit code of its own then.
+    """
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
