@@ -28,7 +28,7 @@ from tavrida import exceptions, letters, plugins
 from tavrida.config import ConnectionConfig
 from tavrida.letters import Letter, Return, Selection
 from tavrida.loop import LoopThread
-from tavrida.plugins.transports import Delivery, Events, Transport
+from tavrida.plugins.transports import Delivery, Events, QueueState, Transport
 
 #: Messages that one connection holds at most: AMQP counts them in 16 bits.
 MAX_WINDOW = 65_535
@@ -130,9 +130,12 @@ class Recovery:
 
     async def waiting_in(self, queue: str) -> int | None:
         """Return how many messages wait in a queue; None where there is no such queue."""
-        async with self.in_time():
-            state = await self._home.inspect(queue)
+        state = await self._inspect(queue)
         return None if state is None else state.messages
+
+    async def _inspect(self, queue: str) -> QueueState | None:
+        async with self.in_time():
+            return await self._home.inspect(queue)
 
     @contextlib.asynccontextmanager
     async def in_time(self) -> AsyncIterator[None]:
@@ -145,9 +148,9 @@ class Recovery:
                 f"the broker did not answer within {self.patience} s (publish_timeout)"
             ) from None
 
-    def count(self, queue: str) -> int | None:
-        """Return how many messages wait in a queue; None where there is no such queue."""
-        return self._loop.run(self.waiting_in(queue))
+    def inspect(self, queue: str) -> QueueState | None:
+        """Return how many messages wait in a queue, and who reads it; None where there is none."""
+        return self._loop.run(self._inspect(queue))
 
     def look(self, queue: str, see: See) -> None:
         """Show all letters of a queue, the oldest first; all of them stay."""

@@ -448,12 +448,14 @@ def test_what_goes_back_may_get_a_new_message_id(connection: Connection, tavrida
 def test_what_another_operator_looks_at_is_not_seen(
     bench: Bench, connection: Connection, tavrida: Tavrida, kind: str
 ) -> None:
-    """Only as long as he does."""
+    """Only as long as he does; that he does is told."""
     graves = Graves(connection, kind)
     graves.add(b"1", b"2", b"3")
     other = bench.connect()
     other.consume(graves.dead, 2).take(2)
-    assert 1 == len(_rows(tavrida("dead", "list", "--queue", graves.dead, "-f", "json")))
+    ended = tavrida("dead", "list", "--queue", graves.dead, "-f", "json")
+    assert 1 == len(_rows(ended))
+    assert f"somebody else looks into {graves.dead} just now: what they hold is not" in ended.stderr
     other.close()
     ended = tavrida("dead", "requeue", "--all", "--queue", graves.dead)
     assert Ended(0, "3 of 3 dead letters sent back\n", "") == ended

@@ -134,9 +134,9 @@ class Dead(Connected):
             )
         known = {name: dead_letter_queue(queue) for name, queue in services.items()}
         asked = [args.queue] if args.queue else [known[service]] if service else known.values()
-        counts = {queue: recovery.count(queue) for queue in dict.fromkeys(asked)}
-        missing = [queue for queue, count in counts.items() if count is None]
-        if len(missing) == len(counts):
+        found = {queue: recovery.inspect(queue) for queue in dict.fromkeys(asked)}
+        missing = [queue for queue, state in found.items() if state is None]
+        if len(missing) == len(found):
             near = exceptions.did_you_mean(missing[0], set(known.values()) - {missing[0]})
             raise exceptions.TavridaError(
                 f"there is no queue {', '.join(map(repr, missing))}{near}: did its service ever "
@@ -144,7 +144,14 @@ class Dead(Connected):
             )
         for queue in missing:
             note(f"there is no queue {queue!r} yet: its service never ran")
-        return {queue: count for queue, count in counts.items() if count is not None}
+        counts = {queue: state.messages for queue, state in found.items() if state is not None}
+        for queue, state in found.items():
+            if state is not None and state.consumers:
+                note(
+                    f"somebody else looks into {queue} just now: what they hold is not seen here; "
+                    "run this again when they have ended"
+                )
+        return counts
 
     @contextmanager
     def opened(
