@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 
@@ -12,10 +13,11 @@ from tavrida import exceptions, masks
 
 
 def open_all() -> None:
-    """Have stdin, stdout and stderr, where a parent closed some.
+    """Have stdin, stdout and stderr, where a parent closed some; they take any character.
 
     Else the next file that is opened would be one of them: a database, into which somebody's
-    warning is written.
+    warning is written. And what an answer has in it and a terminal of another encoding has not would
+    fail a call that was done.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
@@ -23,6 +25,8 @@ def open_all() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(program: str, text: str) -> None:

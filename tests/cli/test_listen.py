@@ -166,6 +166,19 @@ def test_an_exchange_that_exists_need_not_be_made(rabbitmq: Node, vhost: str) ->
     assert "listening to echo.news" in ended.stderr
 
 
+def test_what_cannot_be_read_has_no_bare_value(amqp_url: str) -> None:
+    """A script gets null; who looks is told why."""
+    with (
+        strange_listener(amqp_url, "--count", "1", "-f", "value") as listener,
+        pika.BlockingConnection(pika.URLParameters(amqp_url)) as connection,
+    ):
+        listener.line("is new")
+        connection.channel().basic_publish("strange", "echo.news", b"no json")
+        listener.line("echo.news cannot be read, so null stands for it: ")
+        listener.line("null")
+        assert 0 == listener.process.wait(DEADLINE)
+
+
 def test_what_comes_faster_than_it_is_read_is_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,16 @@ def test_a_closed_stream_is_as_good_as_none(site: Site, numbers: tuple[int, ...]
     assert ("sum" in output) == (1 not in numbers)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_answer_can_be_written_in_any_encoding(site: Site, encoding: str) -> None:
+    """The call is done: that its answer cannot be shown is no reason to say that it failed."""
+    words = ["tavrida", "call", "echo.echo", "a=Öl €", "-f", "value", *site.place]
+    environment = os.environ | site.environment | {"PYTHONIOENCODING": encoding}
+    code, output, errors = run(words, env=environment, encoding=encoding)
+    assert (0, "") == (code, errors)
+    assert output == "Öl €\n".encode(encoding, "backslashreplace").decode(encoding)
+
+
 def test_a_full_stderr_hides_no_result() -> None:
     """Notes are lost there, and nothing else."""
     with Path("/dev/full").open("w") as full:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tavrida import exceptions
-from tavrida.cli.application import Connected, WrongUsage
+from tavrida.cli.application import Connected, WrongUsage, note
 from tavrida.entry_point import EntryPoint
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ def print_all(
             delivery = subscription.next(min(left, SLICE))
         except queue.Empty:
             continue
-        print(text_of(read(delivery, subscription)), flush=True)
+        said = read(delivery, subscription)
+        if text_of is FORMATS["value"] and "undecodable" in said:
+            note(f"{said['topic']} cannot be read, so null stands for it: {said['undecodable']}")
+        print(text_of(said), flush=True)
         heard += 1
     return heard
 
