@@ -342,6 +342,18 @@ def test_wrong_arguments_have_exit_code_64(
     assert words in ended.stderr
 
 
+@pytest.mark.parametrize("command", ["purge", "requeue"])
+def test_what_a_service_is_to_handle_is_not_taken_away(
+    tavrida: Tavrida, connection: Connection, command: str
+) -> None:
+    """A name that is cut short is not all the work of a service; a look does no harm."""
+    connection.put("shop_queue", b"{}", message_id="work")
+    yes = ("--yes",) if command == "purge" else ()
+    ended = tavrida(command, "--all", "--queue", "shop_queue", *yes)
+    failed(ended, 1, "'shop_queue' has no dead letters, but what service 'shop' is to handle", DEAD)
+    assert ["work"] == ids(tavrida("list", "--queue", "shop_queue", "-f", "json"))
+
+
 def test_it_has_to_be_said_where_to_look(tavrida: Tavrida) -> None:
     """Neither an ini with services nor a queue: there is no telling."""
     failed(tavrida("list", place=()), 64, "--config-file", "--queue")

@@ -16,8 +16,8 @@ def open_all() -> None:
     """Have stdin, stdout and stderr, where a parent closed some; they take any character.
 
     Else the next file that is opened would be one of them: a database, into which somebody's
-    warning is written. And what an answer has in it and a terminal of another encoding has not would
-    fail a call that was done.
+    warning is written. And a call that was done would fail, where its answer has a character that
+    the encoding of a terminal has not.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)

@@ -28,6 +28,9 @@ _SMALLER = re.compile(rf"{_PIECES.pattern}|(?<=_)")
 #: Characters of a column at least, where not all fit.
 _NARROWEST = 8
 
+#: Characters of a cell at most: all lines of a table are as wide as the widest.
+MAX_CELL = 8_000
+
 Rows = list[list[Any]]
 
 
@@ -109,7 +112,14 @@ def fitted(
 
 def _text(cell: Any) -> Any:
     text = cell.human_readable() if isinstance(cell, FormattableColumn) else cell
-    return exceptions.printable(text, keep="\n\t") if isinstance(text, str) else text
+    if isinstance(text, list | tuple | dict):
+        text = str(text)
+    if not isinstance(text, str):
+        return text
+    rest = len(text) - MAX_CELL
+    if rest > 0:
+        text = f"{text[:MAX_CELL]}\n... {rest} more characters: -f json"
+    return exceptions.printable(text, keep="\n\t")
 
 
 def _width(args: argparse.Namespace) -> int:

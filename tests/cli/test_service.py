@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tavrida.cli import schema
+from tavrida.cli.commands import service
 from tests import commands
 from tests.cli.conftest import Site, failed
 from tests.rabbitmq import Node
@@ -107,6 +108,28 @@ def test_a_user_without_rights_has_exit_code_3(rabbitmq: Node, vhost: str) -> No
     last = ended.stderr.splitlines()[-1]
     assert "cannot make a queue for answers" in last
     assert "refused for user 'nobody'" in last
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("methods", {"m": {"parameters": 5}}, "m (its schema cannot be read: -f json)"),
+        (
+            "methods",
+            {"m": {"parameters": {"properties": {"p": 5}}}},
+            "m (its schema cannot be read",
+        ),
+        ("methods", {"m": {"result": {"anyOf": 3}}}, "m (its schema cannot be read: -f json)"),
+        ("methods", {"m": 5}, "m"),
+        ("methods", [1, 2], "1\n2"),
+        ("subscriptions", {"a": 3, "b": ["c", 4]}, "a: 3\nb: c, 4"),
+    ],
+)
+def test_a_strange_description_is_shown_as_far_as_it_can_be(
+    field: str, value: object, shown: str
+) -> None:
+    """What is no description of ours is no error of the command."""
+    assert shown in str(service._for_people(field, value))
 
 
 def test_a_service_may_keep_to_itself(tmp_path: Path, packages: dict[str, str]) -> None:

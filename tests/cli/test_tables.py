@@ -63,3 +63,17 @@ def test_names_are_cut_at_underscores_before_sentences_get_too_narrow() -> None:
     ]
     assert [16, 16, 8] == tables.widths_for(columns, 40)
     assert [10, 11, 9] == tables.widths_for(columns, 30)
+
+
+def test_a_cell_is_cut_where_a_table_would_be_as_wide_as_a_payload() -> None:
+    """Each of its lines would be; the other formats have it all."""
+    long = "x" * 3_000_000
+    for width in (0, 80):
+        names, [[field, value, number]] = tables.fitted(
+            ("A\x1b", "B", "C"), [[long, [long], 7]], width
+        )
+        assert [r"A\x1b", "B", "C"] == names
+        assert max(len(field), len(value)) < 3 * tables.MAX_CELL
+        assert "... 2992000 more characters: -f json" in " ".join(field.split())
+        assert "more characters" in " ".join(value.split())
+        assert 7 == number

@@ -102,6 +102,9 @@ def _size(count: int) -> str:
 class Dead(Connected):
     """What the four commands share: where to look, and for which letters."""
 
+    #: It takes letters away, and not from a queue that a service reads.
+    takes_away = False
+
     def run(self, parsed_args: argparse.Namespace) -> int:
         try:
             return super().run(parsed_args)
@@ -133,6 +136,12 @@ class Dead(Connected):
                 f"the ini has no service {service!r}{near}; it has {', '.join(services)}"
             )
         known = {name: dead_letter_queue(queue) for name, queue in services.items()}
+        for name, queue in services.items():
+            if self.takes_away and queue == args.queue:
+                raise exceptions.TavridaError(
+                    f"queue {queue!r} has no dead letters, but what service {name!r} is to handle: "
+                    f"say --queue {known[name]}"
+                )
         asked = [args.queue] if args.queue else [known[service]] if service else known.values()
         found = {queue: recovery.inspect(queue) for queue in dict.fromkeys(asked)}
         missing = [queue for queue, state in found.items() if state is None]
@@ -392,6 +401,8 @@ def _as_it_is(value: Any) -> Any:
 
 class Acting(Dead):
     """What the commands share that change something."""
+
+    takes_away = True
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -195,7 +195,9 @@ def _for_people(field: str, value: Any) -> Any:
         return "\n".join(map(str, value))
     if isinstance(value, dict):
         return "\n".join(
-            f"{key}: {', '.join(map(str, each))}" for key, each in value.items() if each
+            f"{key}: {', '.join(map(str, each)) if isinstance(each, list) else each}"
+            for key, each in value.items()
+            if each
         )
     return value
 
@@ -205,5 +207,8 @@ def _lines_of(name: str, method: Any) -> str:
     if not isinstance(method, dict):
         return name
     summary = method.get("summary")
-    text = schema.signature(name, method)
+    try:
+        text = schema.signature(name, method)
+    except (AttributeError, TypeError):  # a service in another language may say anything
+        text = f"{name} (its schema cannot be read: -f json)"
     return exceptions.printable(f"{text}\n    {summary}" if summary else text, keep="\n")
