@@ -390,3 +390,23 @@ def test_a_missing_package_is_told_in_one_sentence(
         "tavrida-server: [middleware:prometheus] the middleware prometheus needs "
         "prometheus_client, which is not installed: pip install 'tavrida[prometheus]'\n"
     ) == ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("buckets = 3, 1", "buckets 3.0, 1.0: name growing numbers of seconds"),
+        ("buckets = nan", "buckets nan: name growing numbers of seconds"),
+        ("buckets =", "buckets are missing: name growing numbers of seconds"),
+        ("multiprocess_dir = /proc/x", "multiprocess_dir '/proc/x' cannot be made"),
+    ],
+)
+def test_an_option_that_cannot_work_is_one_sentence(
+    environment: dict[str, str], tmp_path: Path, option: str, says: str
+) -> None:
+    """Before it serves, with its section, once."""
+    words = ("--check", "--config-file", ini(tmp_path, 0, option))
+    ended = commands.run("tavrida-server", *words, environment=environment)
+    assert 1 == ended.code
+    assert ended.stderr.startswith(f"tavrida-server: [middleware:prometheus] {says}")
+    assert 1 == len(ended.stderr.splitlines())

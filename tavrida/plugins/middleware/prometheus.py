@@ -59,6 +59,13 @@ class Prometheus(Middleware):
     def __init__(
         self, buckets: Sequence[float] = BUCKETS, multiprocess_dir: str | Path = ""
     ) -> None:
+        if not buckets or list(buckets) != sorted(
+            {each for each in buckets if not math.isnan(each)}
+        ):
+            raise exceptions.ConfigError(
+                f"buckets {', '.join(map(str, buckets)) or 'are missing'}: name growing numbers of "
+                "seconds"
+            )
         folder = str(multiprocess_dir) or os.environ.get(ENVIRONMENT, "")
         if folder:
             _share(folder)
@@ -71,7 +78,7 @@ class Prometheus(Middleware):
             ) from None
         if folder and not _is_shared():
             raise exceptions.ConfigError(
-                "[middleware:prometheus] multiprocess_dir comes too late: something imported "
+                "multiprocess_dir comes too late: something imported "
                 f"prometheus_client before. Set {ENVIRONMENT}={folder} in the environment instead"
             )
         self._client = prometheus_client
@@ -310,7 +317,7 @@ def _share(folder: str) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise exceptions.ConfigError(
-            f"[middleware:prometheus] multiprocess_dir {folder!r} cannot be made: {error.strerror}"
+            f"multiprocess_dir {folder!r} cannot be made: {error.strerror}"
         ) from None
     os.environ[ENVIRONMENT] = folder
 
