@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 OK, ERROR, NO_ANSWER, NO_BROKER, TO_DO, WRONG_USAGE = 0, 1, 2, 3, 4, 64
 
+LOG = logging.getLogger(__name__)
+
 #: As shells have it: ended by Ctrl-C, and by whoever read the output and had enough.
 INTERRUPTED, UNREAD = 130, 141
 
@@ -154,8 +156,7 @@ class TavridaCommand(Command):
             return self._fail(error, NO_BROKER if getattr(error, "is_denied", False) else ERROR)
 
     def _fail(self, error: Exception, code: int) -> int:
-        if self.app.options.debug:
-            raise error
+        LOG.debug("The command failed.", exc_info=error)  # seen with --debug
         note(str(error))
         return code
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from signal import SIGINT
 
 import pytest
@@ -43,6 +44,15 @@ def test_ctrl_c_ends_a_call_quietly(site: Site) -> None:
         with pytest.raises(AssertionError, match="no 'anything'"):
             calling.line("anything")
         assert [] == calling.output
+
+
+def test_debug_shows_the_traceback_and_changes_no_exit_code(nowhere: Path) -> None:
+    """A script that looks for a fault is still told what it was."""
+    ended = commands.run("tavrida", "--debug", "listen", "a.b", "--config-file", nowhere)
+    assert (3, "") == (ended.code, ended.stdout)
+    assert "Traceback (most recent call last):" in ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("tavrida: cannot reach RabbitMQ at 127.0.0.1:1: connection refused.")
 
 
 def test_without_a_command_the_help_is_shown() -> None:
