@@ -534,9 +534,22 @@ class _Reader:
             with self.faults.collected(), self._placed(name):
                 if name == "connection":
                     values["async_engine"] = True  # the ini has concurrency = 1 for one at a time
-                    values["url"] = values["url"] or (state.default_url(),)
+                    if not values["url"]:
+                        self._refuse_empty_url()
+                        values["url"] = (state.default_url(),)
                 found[name] = settings(**values)
         return found
+
+    def _refuse_empty_url(self) -> None:
+        """Tell of a variable that is there and empty: its value was to come from elsewhere.
+
+        Who serves on the embedded bus then serves nobody.
+        """
+        first, *_ = (*inifiles.sources_of(self.files, "connection", "url"), None)
+        is_wrong = self.is_wrong("connection", "url")
+        if first is not None and first.kind == "environment" and not is_wrong:
+            remedy = "name the broker, or unset it, which is the embedded bus without another url"
+            self._fault("connection", "url", f"is empty: {remedy}", joint=" ")
 
     @contextlib.contextmanager
     def _placed(self, group: str) -> Iterator[None]:
@@ -721,6 +734,11 @@ class _Reader:
                     masks.learn(map(str, _all_of(values[name])))
                 if values[name] is None and option.required:
                     self._fault(group, name, "is missing: give it a value", joint=" ")
+                elif values[name] is None and option.default is not None:
+                    self._fault(
+                        group, name, "is empty: give it a value, or leave it out", joint=" "
+                    )
+                    values[name] = option.default
             except (cfg.TemplateSubstitutionError, cfg.NoSuchOptError):
                 # Not oslo.config's own words: they repeat a part of the value, maybe a password.
                 reason = "what follows the dollar sign is no option: a dollar sign is written $$"

@@ -169,6 +169,27 @@ def test_a_fault_is_told_once_and_with_its_line(
     failed(check("--config-file", "a.conf"), 1, f"{tmp_path}/a.conf{says}")
 
 
+@pytest.mark.parametrize(
+    ("text", "variables", "says"),
+    [
+        (
+            "[connection]\nurl = amqp://rabbit/\n",
+            {"OS_CONNECTION__URL": ""},
+            "OS_CONNECTION__URL: [connection] url is empty: name the broker",
+        ),
+        ("[server]\nprefetch =\n", {}, "a.conf:2: [server] prefetch is empty: give it a value"),
+        ("", {"OS_SERVER__WORKERS": ""}, "OS_SERVER__WORKERS: [server] workers is empty"),
+        ("", {"OS_SERVER__DESCRIBE": ""}, "[server] describe: Unexpected boolean value ''"),
+    ],
+)
+def test_an_empty_value_is_told(
+    tmp_path: Path, check: Check, text: str, variables: dict[str, str], says: str
+) -> None:
+    """A variable that is not set does not lead to the embedded bus, which nobody else is on."""
+    (tmp_path / "a.conf").write_text(text)
+    failed(check("--client", "--config-file", "a.conf", **variables), 1, says)
+
+
 def test_a_variable_in_small_letters_is_told(check: Check) -> None:
     """It would be read by nobody."""
     ended = check(os_server__services="echo", OS_SERVER__SERVICES="echo")
