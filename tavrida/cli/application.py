@@ -66,6 +66,26 @@ class Application(App):
         # cliff's own would be a second one beside ours.
         self.command_manager.commands.pop("complete", None)
 
+    def build_option_parser(
+        self,
+        description: str | None,
+        version: str | None,
+        argparse_kwargs: dict[str, Any] | None = None,
+    ) -> argparse.ArgumentParser:
+        """Return a parser without cliff's -v, -q and --log-file, which would do nothing here."""
+        parser = argparse.ArgumentParser(
+            description=description, add_help=False, **(argparse_kwargs or {})
+        )
+        parser.add_argument("--version", action="version", version=f"%(prog)s {version}")
+        parser.add_argument(
+            "-h", "--help", dest="deferred_help", action="store_true", help="show this and exit"
+        )
+        parser.add_argument(
+            "--debug", action="store_true", help="show tracebacks, and what the library logs"
+        )
+        parser.set_defaults(verbose_level=1, log_file=None)
+        return parser
+
     def interact(self) -> None:
         """Show the help: without a command, cliff would begin a shell of its own."""
         self.run(["--help"])

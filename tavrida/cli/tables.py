@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
@@ -170,6 +171,21 @@ class _Lines:
         self._formatter.emit_list(names, lines, stdout, args)
 
 
+class _Variables:
+    """Values as assignments that a shell may evaluate, whoever gave the names and the values.
+
+    cliff's own puts them between double quotes, in which a shell runs ``$(...)``.
+    """
+
+    def emit_one(
+        self, names: Sequence[str], values: Sequence[Any], stdout: TextIO, args: argparse.Namespace
+    ) -> None:
+        for name, value in zip(names, values, strict=True):
+            word = re.sub(r"\W", "_", f"{args.prefix}{name}", flags=re.ASCII)
+            word = f"_{word}" if word[:1].isdigit() else word
+            stdout.write(f"{word}={shlex.quote(str(value))}\n")
+
+
 class _Fitting(DisplayCommandBase[Any]):
     """A command whose table fits the terminal."""
 
@@ -194,3 +210,8 @@ class Listing(_Fitting, Lister):
 
 class Showing(_Fitting, ShowOne):
     """Base of the commands that show one thing."""
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        if parsed_args.formatter == "shell":
+            self.formatter = _Variables()
+        return super().produce_output(parsed_args, column_names, data)

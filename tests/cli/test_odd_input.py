@@ -43,6 +43,12 @@ def test_an_empty_argument_is_refused(arguments: tuple[str, ...], name: str) -> 
     assert f"{name} is empty; is the variable set" in ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("option", ["--log-file", "--verbose", "-q"])
+def test_what_would_do_nothing_is_no_option(option: str) -> None:
+    """Cliff itself has some that are about its own log."""
+    failed(commands.run("tavrida", option, "status"), 64, f"no command {option!r}")
+
+
 def test_options_may_stand_between_the_values() -> None:
     """As people add one more value at the end of a line."""
     ended = commands.run("tavrida", "call", "a.b", "n=1", "--timeout", "5", "more")
@@ -71,6 +77,16 @@ def test_a_terminal_takes_nothing_of_strangers_for_its_own(site: Site) -> None:
     assert {r"\x1b[31mred", "next", r"\x1b[2Jk"} <= set(table.stdout.split())
     raw = site.tavrida("call", "echo.echo", "--json", payload, "-f", "value", "-c", "a")
     assert "\x1b[31mred\nnext\n" == raw.stdout
+
+
+def test_a_shell_runs_nothing_of_an_answer(site: Site) -> None:
+    """``eval "$(tavrida call ... -f shell)"`` sets variables, whatever their names and values."""
+    payload = json.dumps({"a": "$(echo ran) `echo ran`'\"\n", "b;echo ran;": 1, "1x": None})
+    ended = site.tavrida("call", "echo.echo", "--json", payload, "-f", "shell")
+    assert 0 == ended.code
+    script = f'{ended.stdout}\nprintf %s "$a|$b_echo_ran_|$_1x"'
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert ("$(echo ran) `echo ran`'\"\n|1|None", "") == (shell.stdout, shell.stderr)
 
 
 def test_a_row_of_values_is_a_line(site: Site) -> None:
