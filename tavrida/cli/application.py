@@ -33,6 +33,10 @@ LOG = logging.getLogger(__name__)
 INTERRUPTED, UNREAD = 130, 141
 
 
+#: What no command means to raise.
+_MISTAKES = (AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError)
+
+
 class WrongUsage(Exception):
     """Raised when the command line cannot be meant as it stands."""
 
@@ -41,7 +45,9 @@ class _Line(logging.Formatter):
     """Writes no secrets, as ``tavrida.logs`` does, which would take longer to load."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return masks.hide(super().format(record))
+        if record.exc_info:
+            return masks.hide(super().format(record))
+        return streams.in_one_line(super().format(record))
 
 
 class LazyCommands(CommandManager):
@@ -49,18 +55,23 @@ class LazyCommands(CommandManager):
 
     def load_commands(self, namespace: str) -> None:
         self.group_list.append(namespace)
+        #: The packages by the name that several of them give.
+        self.givers: dict[str, list[str]] = {}
         for point in plugins.installed(namespace):
-            self.commands.setdefault(point.name.replace("_", " "), point)
+            name = point.name.replace("_", " ")
+            self.commands.setdefault(name, point)
+            self.givers.setdefault(name, []).append(point.dist.name if point.dist else "?")
 
 
 class Application(App):
     """The application: its own parser knows nothing but what all commands share."""
 
     def __init__(self, version: str) -> None:
+        self._known = LazyCommands(plugins.COMMANDS)
         super().__init__(
             "Talk to services over RabbitMQ, and look after them.",
             version,
-            LazyCommands(plugins.COMMANDS),
+            self._known,
             deferred_help=True,
         )
         # cliff's own would be a second one beside ours.
@@ -100,10 +111,22 @@ class Application(App):
     def run_subcommand(self, argv: list[str]) -> int:
         """Run a command; an unknown one is wrong usage, where cliff itself returns 2."""
         try:
-            self.command_manager.find_command(argv)
+            command, name, _ = self.command_manager.find_command(argv)
         except ValueError:
             note(self._why_unknown(argv))
             return WRONG_USAGE
+        except Exception as error:  # code of strangers does anything
+            LOG.debug("It cannot be loaded.", exc_info=error)
+            why = f"{type(error).__name__}: {exceptions.text_of(error)}"
+            note(f"this command cannot be loaded: {why}; tavrida plugin list commands tells whose")
+            return ERROR
+        givers = self._known.givers.get(name, [])
+        if len(givers) > 1:
+            note(f"{' and '.join(givers)} give a command {name!r} each: uninstall all but one")
+            return ERROR
+        if not (isinstance(command, type) and issubclass(command, Command)):
+            note(f"{name!r} is not derived from {Command.__module__}.{Command.__qualname__}")
+            return ERROR
         return int(super().run_subcommand(argv))
 
     def _why_unknown(self, argv: list[str]) -> str:
@@ -174,10 +197,15 @@ class TavridaCommand(Command):
             return ERROR
         except exceptions.TavridaError as error:
             return self._fail(error, NO_BROKER if getattr(error, "is_denied", False) else ERROR)
+        except _MISTAKES as error:
+            text = (
+                f"{type(error).__name__}: {error} (a mistake in the command: --debug shows where)"
+            )
+            return self._fail(error, ERROR, text)
 
-    def _fail(self, error: Exception, code: int) -> int:
+    def _fail(self, error: Exception, code: int, text: str = "") -> int:
         LOG.debug("The command failed.", exc_info=error)  # seen with --debug
-        note(str(error))
+        note(text or str(error))
         return code
 
 

@@ -29,14 +29,18 @@ def open_all() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def in_one_line(text: str) -> str:
+    """Return a text without secrets, line ends and what a terminal takes for its own."""
+    return exceptions.printable(" ".join(masks.hide(text).split()))
+
+
 def say(program: str, text: str) -> None:
-    """Write a line to stderr, without secrets and without what a terminal takes for its own.
+    """Write a line to stderr.
 
     A stderr that takes no more is no reason to fail; one that nobody reads is.
     """
-    line = exceptions.printable(" ".join(masks.hide(text).split()))
     try:
-        print(f"{program}: {line}", file=sys.stderr, flush=True)
+        print(f"{program}: {in_one_line(text)}", file=sys.stderr, flush=True)
     except BrokenPipeError:
         raise
     except OSError:

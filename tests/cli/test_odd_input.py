@@ -21,6 +21,7 @@ from tests import commands
 from tests.cli.conftest import Site, failed
 from tests.cli.test_every_command import MEEK
 from tests.commands import SCRIPTS, Ended
+from tests.packages import Packages
 from tests.transports.bench import Bench
 from tests.waiting import DEADLINE
 
@@ -105,6 +106,71 @@ def test_what_is_said_is_one_line_without_secrets(capsys: pytest.CaptureFixture[
     streams.say("tavrida", "ValueError:\n  \x1b[31mhunter-22 is\twrong; amqp://USER:PASSWORD@HOST")
     says = "tavrida: ValueError: \\x1b[31m*** is wrong; amqp://USER:PASSWORD@HOST\n"
     assert says == capsys.readouterr().err
+
+
+# -- commands of strangers ------------------------------------------------------------------------
+
+ODD = """
+    import argparse
+
+    from tavrida.cli.application import TavridaCommand
+
+    five = 5
+
+
+    class Raises(TavridaCommand):
+        def take_action(self, args):
+            raise KeyError("no\\x1b such")
+
+
+    class Rest(TavridaCommand):
+        def get_parser(self, prog_name):
+            parser = super().get_parser(prog_name)
+            parser.add_argument("rest", nargs=argparse.REMAINDER)
+            return parser
+
+        def take_action(self, args):
+            print(*args.rest)
+"""
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which a package with odd commands is installed."""
+    folder = tmp_path_factory.mktemp("strangers")
+    points = {
+        "ghost": "acme_ghost:Ghost",
+        "five": "acme_odd:five",
+        "raises": "acme_odd:Raises",
+        "rest": "acme_odd:Rest",
+        "status": "acme_odd:Raises",
+    }
+    packages = Packages(folder)
+    packages.add("acme-odd", {"tavrida.commands": points}, acme_odd=ODD)
+    packages.remove()
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ghost", "cannot be loaded: ModuleNotFoundError: No module named 'acme_ghost'"),
+        ("five", "'five' is not derived from cliff.command.Command"),
+        ("raises", r"KeyError: 'no\x1b such' (a mistake in the command: --debug shows where)"),
+        ("status", "give a command 'status' each: uninstall all but one"),
+    ],
+)
+def test_a_command_that_cannot_work_is_one_line(
+    strangers: dict[str, str], name: str, says: str
+) -> None:
+    """And none of a stranger's takes the place of ours."""
+    failed(commands.run("tavrida", name, environment=strangers), 1, says)
+
+
+def test_a_command_may_take_all_the_rest_as_it_is(strangers: dict[str, str]) -> None:
+    """Options among it too."""
+    ended = commands.run("tavrida", "rest", "a", "--b", "c", environment=strangers)
+    assert Ended(0, "a --b c\n", "") == ended
 
 
 # -- files ---------------------------------------------------------------------------------------
