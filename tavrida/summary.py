@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tavrida import plugins
+from tavrida import exceptions, plugins
 from tavrida.config import ConnectionConfig, HealthSettings, ServerSettings, redact
 from tavrida.messages import REQUEST
 from tavrida.middleware import Middleware
@@ -72,4 +72,4 @@ def text_of(summary: dict[str, Any]) -> str:
     for way, names in summary["middleware"].items():
         used += [f"{way} middleware {', '.join(names)}"] if names else []
     used += [f"health at {summary['health']}"] if summary["health"] else []
-    return "\n".join([*lines, "  " + "; ".join(used)])
+    return exceptions.printable("\n".join([*lines, "  " + "; ".join(used)]), keep="\n")

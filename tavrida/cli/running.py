@@ -59,7 +59,8 @@ class Running:
             apply(self.server, _settings_of(changes.configuration))
         except exceptions.ConfigError as error:
             for fault in error.faults:
-                LOG.error("Not reloaded, all stays as it was: %s", fault)  # noqa: TRY400
+                text = exceptions.printable(fault)
+                LOG.error("Not reloaded, all stays as it was: %s", text)  # noqa: TRY400
             return False
         except exceptions.TransportError as error:
             LOG.error("Not reloaded, or in part only: %s", error)  # noqa: TRY400

@@ -208,4 +208,4 @@ def describe(server: Server) -> str:
         f"It would declare {len(topology.exchanges)} exchanges, {len(topology.queues)} queues and "
         f"{len(topology.bindings)} bindings."
     )
-    return "\n".join(lines)
+    return exceptions.printable("\n".join(lines), keep="\n")

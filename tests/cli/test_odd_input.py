@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -291,6 +292,24 @@ def test_bare_values_are_as_an_ini_has_them() -> None:
     """A list is not Python's."""
     ended = commands.run("tavrida", "config", "show", "server.accept", "-f", "value", "-c", "Value")
     assert "json, msgpack\n" == ended.stdout
+
+
+def test_what_an_ini_names_is_no_part_of_a_log(tmp_path: Path, packages: dict[str, str]) -> None:
+    """In what would run, in what does, and in what was read again."""
+    ini = tmp_path / "a.conf"
+    good = f"[connection]\nurl = sqlite://{tmp_path}/bus.db\n[service:echo]\nqueue = q\x1b[1m\n"
+    good += "[server]\nservices = echo\n"
+    ini.write_text(good)
+    place = ("--config-file", ini)
+    ended = commands.run("tavrida-server", "--check", *place, environment=packages)
+    assert r"queue q\x1b[1m (quorum)" in ended.stdout
+    with commands.serve(*place, environment=packages) as running:
+        ini.write_text(f"{good}odd\x1b = 1\n")
+        running.process.send_signal(signal.SIGHUP)
+        assert r"odd\x1b is unknown" in running.line("Not reloaded, all stays as it was: ")
+        assert 0 == running.end()
+        assert r"(queue q\x1b[1m, exchange echo)" in running.output[0]
+        assert "\x1b" not in "".join(running.output)
 
 
 # -- streams -------------------------------------------------------------------------------------
