@@ -230,6 +230,8 @@ SCREAMS = shlex.quote("import sys; print('s3cret'); sys.exit(3)")
             r"password_command '\S+' failed with exit c",
         ),
         ({"password_command": "true s3cret"}, "password_command 'true' gave nothing"),
+        ({"password_command": "yes s3cret"}, "password_command 'yes' gave more than 65536 char"),
+        ({"password_file": "/dev/zero"}, "password_file /dev/zero gave more than 65536 characters"),
         ({"credentials": Credentials("u", _raises)}, "Credentials.password raised LookupError"),
         ({"credentials": Credentials("u", lambda: 5)}, "Credentials.password gave no text: int"),  # type: ignore[arg-type, return-value]
     ],

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from tavrida import exceptions, masks
@@ -26,6 +26,9 @@ from tavrida.config import ConnectionConfig
 
 #: Seconds to find out the password.
 TIMEOUT = 10.0
+
+#: Characters of a password at most; a token may be long, and a file without an end is none.
+MAX_LENGTH = 65_536
 
 
 def check(config: ConnectionConfig) -> None:
@@ -131,7 +134,20 @@ class _NoPassword(Exception):
 def _read(config: ConnectionConfig) -> Any:
     """Read the file in a thread: it may be on a network, or a pipe."""
     path = Path(config.password_file)
-    return _in_thread(lambda: path.read_text(encoding="utf-8").rstrip("\r\n"))
+
+    def read() -> str:
+        with path.open(encoding="utf-8") as file:
+            return _limited(file)
+
+    return _in_thread(read)
+
+
+def _limited(file: IO[str]) -> str:
+    """Return what is in a file, which may have no end."""
+    text = file.read(MAX_LENGTH + 1)
+    if len(text) > MAX_LENGTH:
+        raise _NoPassword(f"gave more than {MAX_LENGTH} characters")
+    return text.rstrip("\r\n")
 
 
 def _started(command: str) -> subprocess.Popen[str]:
@@ -147,15 +163,25 @@ def _started(command: str) -> subprocess.Popen[str]:
 
 async def _output_of(command: str) -> str:
     process = _started(command)
+    assert process.stdout is not None
+    stdout = process.stdout
+
+    def read() -> str:
+        try:
+            with stdout:  # closed, it ends a program that prints on and on
+                return _limited(stdout)
+        finally:
+            process.wait()
+
     try:
-        output = await _in_thread(lambda: process.communicate()[0])
+        output = await _in_thread(read)
     finally:
         if process.poll() is None:  # nobody waits for it any more
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and what it started itself
     if process.returncode:
         raise _NoPassword(f"failed with exit code {process.returncode}")
-    return output.rstrip("\r\n")
+    return output
 
 
 async def _in_thread(function: Callable[[], str]) -> str:
