@@ -100,7 +100,7 @@ def _fault_of(url: str) -> str:
     why = ""
     try:
         parts = urlsplit(url)
-        if not parts.scheme:
+        if not parts.scheme or "://" not in url:
             why = f"{redact(url)!r} has no scheme"
         elif parts.scheme.startswith("amqp") and "@" in parts.path + parts.query + parts.fragment:
             why = f"{redact(url)!r} has an @ behind its host"

@@ -118,6 +118,8 @@ def test_url_that_is_none_is_a_config_error(url: Any) -> None:
         ("credentials", Credentials("u", 5), "the password should be a str or a function"),  # type: ignore[arg-type]
         ("login", "kerberos", "login='kerberos' should be one of password, certificate"),
         ("tls_ca_file", 5, "tls_ca_file=5 should be of type str"),
+        ("url", "ann:s3cret@rabbit", "url: '***@rabbit' has no scheme: write it as amqp://USER"),
+        ("url", "amqp:/ann:s3cret@rabbit", "url: '***@rabbit' has no scheme: write it as amqp://"),
     ],
 )
 def test_wrong_connection_option_is_named_with_its_value(name: str, value: Any, fault: str) -> None:

@@ -223,7 +223,6 @@ SCREAMS = shlex.quote("import sys; print('s3cret'); sys.exit(3)")
     ("options", "said"),
     [
         ({"password_file": "{empty}"}, r"password_file \S+/empty gave nothing, where a password"),
-        ({"password_file": "{folder}"}, r"password_file \S+ cannot be read or run: Is a directory"),
         ({"password_file": "{binary}"}, r"password_file \S+/binary gave what is no UTF-8"),
         (
             {"password_command": f"{PYTHON} -c {SCREAMS}"},
@@ -242,7 +241,7 @@ def test_a_password_that_cannot_be_had_is_one_sentence_and_tried_again(
     """What the source printed is not in it: it may be the secret."""
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"s3cret\xff")
-    places = {name: tmp_path / name for name in ("empty", "binary")} | {"folder": tmp_path}
+    places = {name: tmp_path / name for name in ("empty", "binary")}
     config = _config(
         {
             name: value.format(**places) if isinstance(value, str) else value
@@ -266,6 +265,7 @@ def test_a_password_that_cannot_be_had_is_one_sentence_and_tried_again(
     ("options", "said"),
     [
         ({"password_file": "/no/such"}, "password_file /no/such cannot be read: is the path right"),
+        ({"password_file": "/proc"}, "password_file /proc cannot be read: is the path right"),
         ({"password_command": "no-such-program x"}, "there is no program 'no-such-program'"),
         ({"password_command": "cat 'x"}, "password_command is no command line: check its quotes"),
         ({"password_command": " "}, "password_command is no command line"),

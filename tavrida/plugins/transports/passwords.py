@@ -34,7 +34,8 @@ MAX_LENGTH = 65_536
 def check(config: ConnectionConfig) -> None:
     """Raise ConfigError where a password can never be had: no such file, no such command."""
     faults = [fault for url in config.urls if (fault := _fault_of(config, url))]
-    if config.password_file and not os.access(config.password_file, os.R_OK):
+    path = config.password_file
+    if path and (not os.access(path, os.R_OK) or Path(path).is_dir()):
         faults.append(
             f"[connection] password_file {config.password_file} cannot be read: is the path right, "
             "and may this user read it?"
