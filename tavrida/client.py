@@ -225,29 +225,37 @@ class _Pipeline:
     """Counts the confirms that a block of code waits for."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._awaited = 0
+        # Added under the lock, confirmed on the loop: a signal handler may wait for a confirm in
+        # the midst of what its thread adds.
+        self._lock = threading.RLock()
+        self._added = self._confirmed = 0
         self._end: Future[None] = Future()
         self._is_left = False
         self.failures: list[tuple[Message, Exception]] = []
 
     def add(self, message: Message) -> Done:
         with self._lock:
-            self._awaited += 1
+            self._added += 1
 
         def confirmed(error: Exception | None) -> None:
-            with self._lock:
-                self._awaited -= 1
-                if error is not None:
-                    self.failures.append((message, error))
+            if error is not None:
+                self.failures.append((message, error))
+            self._confirmed += 1
             self._end_if_done()
 
         return confirmed
 
+    def refuse(self, message: Message, error: Exception) -> None:
+        """Take back what was added and could not be sent; in any thread."""
+        self.failures.append((message, error))
+        with self._lock:
+            self._added -= 1
+        self._end_if_done()
+
     @property
     def is_over(self) -> bool:
         """True when nobody looks at the failures any more."""
-        return self._is_left and not self._awaited
+        return self._is_left and self._confirmed == self._added
 
     def ended(self) -> Future[None]:
         """Return the future that ends when nothing is awaited any more."""
@@ -256,7 +264,7 @@ class _Pipeline:
         return self._end
 
     def _end_if_done(self) -> None:
-        if self._is_left and not self._awaited:
+        if self.is_over:
             with contextlib.suppress(InvalidStateError):  # it was over, or cancelled
                 self._end.set_result(None)
 
@@ -483,9 +491,9 @@ class _Sender(_Connector):
 
     def send(self, message: Request | Notification) -> None:
         pipeline = _open_pipeline()
-        if pipeline is None:
-            _may_wait()
         link = self._begin()
+        if pipeline is None:
+            _may_wait(link)
         if not link.is_open:
             timeout = self._config.publish_timeout
             try:
@@ -502,9 +510,10 @@ class _Sender(_Connector):
             try:
                 link.publisher.send(message, address, self._serializers.default, done)
             except exceptions.TavridaError as error:
-                done(error)
+                pipeline.refuse(message, error)
             except BaseException:
-                done(exceptions.PublishFailed("it was interrupted before it was sent"))
+                interrupted = exceptions.PublishFailed("it was interrupted before it was sent")
+                pipeline.refuse(message, interrupted)
                 raise
             return
         confirmed: Future[None] = Future()
@@ -518,7 +527,7 @@ class _Sender(_Connector):
                 f"a client cannot receive what goes to reply_to={request.reply_to!r}: leave it "
                 "out to wait for the answer here, or cast()"
             )
-        _may_wait()
+        _may_wait(self._begin())
         answer = Waiting()
         self._ask(request, timeout, answer)
         return answer.result()
@@ -610,7 +619,7 @@ class _AsyncSender(_Connector):
             try:
                 link.loop.submit(link.window.send, message, address, done, begun)
             except exceptions.TavridaError as error:
-                done(error)
+                pipeline.refuse(message, error)
                 return
             await asyncio.wrap_future(begun)
             return
@@ -643,8 +652,14 @@ def _confirm(confirmed: Future[None] | _Distant[None], error: Exception | None) 
             confirmed.set_exception(error)
 
 
-def _may_wait() -> None:
+def _may_wait(link: _Link) -> None:
     """Raise CallError where waiting would block the event loop of a server or client."""
+    if link.loop.is_busy_here:
+        raise exceptions.CallError(
+            "this is a signal handler, and the thread that it interrupted was just sending "
+            "something, which goes on only after it: set a flag here, or use .future() and do not "
+            "wait for it"
+        )
     if is_on_a_loop():
         raise exceptions.CallError(
             "this runs on an event loop and would block it: in an async def handler, await a call "

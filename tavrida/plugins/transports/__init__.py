@@ -94,8 +94,8 @@ class Events:
 class Transport(abc.ABC):
     """One connection to a broker, which repairs itself.
 
-    All methods are called on the loop. What was declared and consumed is declared and consumed
-    again after each reconnect, before publications go on.
+    All methods but ``submit`` are called on the loop. What was declared and consumed is declared
+    and consumed again after each reconnect, before publications go on.
     """
 
     #: True where the broker takes back what a consumer has not settled for long.
@@ -248,6 +248,14 @@ class Transport(abc.ABC):
         confirm is sent again, with the same ``message_id``, on the next connection; one that the
         broker refused for now, soon.
         """
+
+    def submit(self, publication: Publication, done: Done) -> None:
+        """As ``publish``, from any other thread than the loop's. ``done`` is called on the loop.
+
+        Raises:
+            ConnectionFailed: the loop was stopped.
+        """
+        self.loop.submit(self.publish, publication, done)
 
     @abc.abstractmethod
     async def close(self) -> None:
