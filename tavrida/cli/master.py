@@ -104,7 +104,8 @@ class Master:
     """Keeps ``count`` workers at work until it is told to stop.
 
     ``work`` is called in each worker with its end of the pipe; what it returns is the exit code.
-    ``reload`` is called at SIGHUP, and returns what to tell the workers, or None.
+    ``reload`` is called at SIGHUP, and returns what to tell the workers, or None. ``has_ended`` is
+    called with the process id of each worker that is gone, before its successor starts.
     A worker that ends with one of the codes in ``final`` before all have served has said what is
     wrong, and would say it again: then all stop, and ``run`` returns that code.
 
@@ -118,6 +119,7 @@ class Master:
         *,
         graceful_timeout: Callable[[], float],
         reload: Callable[[], Any] = lambda: None,
+        has_ended: Callable[[int], None] = lambda pid: None,
         final: tuple[int, ...] = (),
         manager: ServiceManager | None = None,
     ) -> None:
@@ -125,6 +127,7 @@ class Master:
         self._graceful_timeout = graceful_timeout
         self._work = work
         self._reload = reload
+        self._tell_of_end = has_ended
         self._final = final
         self._manager = manager or ServiceManager()
         self._selector = selectors.DefaultSelector()
@@ -347,6 +350,7 @@ class Master:
             worker.close()
         now = time.monotonic()
         told = f"{worker} {_how(code)} after {now - worker.started:.1f} s"
+        self._tell_of_end(worker.pid)
         worker.pid = 0
         worker.started = now
         is_reloading, worker.is_reloading = worker.is_reloading, False
