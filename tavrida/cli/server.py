@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from oslo_config import cfg
 
 from tavrida import assembly, exceptions, health, logs, options, plugins, state
+from tavrida.board import Board, Seat
 from tavrida.cli.running import Running, Settings, apply
 from tavrida.cli.systemd import ServiceManager
 from tavrida.config import redact
@@ -139,16 +140,21 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     """Serve in several processes, each with a server of its own."""
     from tavrida.cli import master
 
-    # Before the first fork: whichever worker takes a connection answers it.
-    settings = running.configuration.health
+    # Before the first fork: whichever worker takes a connection answers it, for all of them.
+    settings, count = running.configuration.health, running.configuration.server.workers
     listening = health.listen(settings) if settings.port else None
+    board = Board(count)
 
-    def work(pipe: Connection) -> int:
+    def has_ended(number: int, pid: int) -> None:
+        board.clear(number)
+        _forget(pid)
+
+    def work(number: int, pipe: Connection) -> int:
         try:
             server = assembly.assemble(running.configuration)
         except exceptions.ConfigError as error:
             return _refuse(error)
-        server.health_socket = listening
+        server.health_seat = Seat(listening, board, number) if listening else None
 
         def apply_settings(settings: Settings) -> None:
             try:
@@ -170,11 +176,11 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
         return running.settings if running.reload() else None
 
     return master.Master(
-        running.configuration.server.workers,
+        count,
         work,
         graceful_timeout=lambda: running.configuration.server.graceful_timeout,
         reload=reload,
-        has_ended=_forget,
+        has_ended=has_ended,
         final=(BAD_CONFIGURATION, NO_BROKER),
         manager=manager,
     ).run()
