@@ -78,8 +78,8 @@ def _counting_together(conf: options.Parsed) -> contextlib.AbstractContextManage
     section = conf.server
     try:
         names = {*section.incoming_middleware, *section.outgoing_middleware}
-        is_counting = "prometheus" in names and not conf.check
-        has_workers = section.workers > 1
+        is_counting = "prometheus" in names
+        has_workers = section.workers > 1 and not conf.check
     except (ValueError, cfg.Error):  # which is told with all other faults
         return contextlib.nullcontext()
     if is_counting:

@@ -325,6 +325,9 @@ def test_a_check_makes_no_folder(
     path = ini(tmp_path, 1)
     arguments = ("tavrida-server", "--config-file", path)
     assert 0 == commands.run(*arguments, "--check", environment=environment).code
+    named = ini(tmp_path, 1, f"[middleware:prometheus]\nmultiprocess_dir = {tmp_path}/metrics")
+    assert 0 == commands.run(*arguments, "--check", environment=environment).code
+    assert named == ini(tmp_path, 1)
     path.write_text(path.read_text().replace("workers = 2", "workers = two"))
     ended = commands.run(*arguments, environment=environment)
     assert (1, True) == (ended.code, "[server] workers" in ended.stderr)

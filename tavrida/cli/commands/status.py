@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +102,8 @@ class Status(Connected, Listing):
             columns, rows = COLUMNS, [_row(place, seen) for place in places]
             if any(row[-1] != WELL for row in rows):
                 self.verdict = TO_DO
-            note(
-                f"unacknowledged messages and connections are not shown: {seen.untold}"
-                if seen.untold
-                else f"{len(seen.connections)} connections to it: --connections lists them"
-            )
+            for line in _notes_on(seen, places):
+                note(line)
         if args.formatter == "table":
             rows = [tuple("" if cell is None else cell for cell in row) for row in rows]
         return columns, rows
@@ -198,6 +196,18 @@ def _listed(seen: _Seen, queues: set[str]) -> list[tuple[Any, ...]]:
         for each in seen.connections
         if not queues or queues.intersection(each.queues)
     ]
+
+
+def _notes_on(seen: _Seen, places: list[Place]) -> Iterator[str]:
+    """Yield what is to be said beside the table of queues: why columns are empty."""
+    if seen.untold:
+        yield f"unacknowledged messages and connections are not shown: {seen.untold}"
+        return
+    yield f"{len(seen.connections)} connections to it: --connections lists them"
+    states = {place.queue: seen.states[place.queue] for place in places}
+    uncounted = [name for name, each in states.items() if each and each.unacknowledged is None]
+    if uncounted:
+        yield f"the management has not counted yet: {', '.join(uncounted)}"
 
 
 def _is_lasting(queue: str) -> bool:
