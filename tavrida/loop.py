@@ -293,5 +293,31 @@ def _nothing() -> None:
     """Wake the loop."""
 
 
+async def in_thread(function: Callable[[], Result], name: str) -> Result:
+    """Run a function that may block; when it does so for ever, nobody waits for it."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Result] = loop.create_future()
+
+    def end(value: Any, error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if error is None:
+            result.set_result(value)
+        else:
+            result.set_exception(error)
+
+    def run() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it came too late
+            loop.call_soon_threadsafe(end, value, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await result
+
+
 def _closed() -> exceptions.ConnectionFailed:
     return exceptions.ConnectionFailed("the connection was closed by this program")

@@ -56,6 +56,7 @@ ROOMS = [
     "standstill",
     "processing",
     "watch",
+    "board",
     "health",
     "summary",
     "server",

@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from cliff import utils
@@ -19,7 +20,7 @@ from cliff.display import DisplayCommandBase
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from tavrida import plugins
+from tavrida import exceptions, plugins
 
 #: After these a line may end, and where there is no room otherwise.
 _PIECES = re.compile(r"(?<=[\s./:,;@-])|(?<=[a-z])(?=[A-Z])")
@@ -156,3 +157,24 @@ class Listing(_Fitting, Lister):
 
 class Showing(_Fitting, ShowOne):
     """Base of the commands that show one thing."""
+
+
+class Since(FormattableColumn[Any]):
+    """A moment, as ISO 8601 has it; how long ago that was, for people."""
+
+    def human_readable(self) -> str:
+        if not self._value:
+            return ""
+        try:
+            seconds = (datetime.now(UTC) - datetime.fromisoformat(self._value)).total_seconds()
+        except (ValueError, TypeError):  # whatever a service calls so
+            return exceptions.printable(str(self._value))
+        return f"{age(max(0, seconds))} ago"
+
+
+def age(seconds: float) -> str:
+    """Return a time as the largest unit that fits: "3d"."""
+    for unit, length in (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"

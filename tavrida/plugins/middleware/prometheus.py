@@ -49,8 +49,9 @@ class Prometheus(Middleware):
     """Metrics of handlers, messages and calls, and the page /metrics of the health server.
 
     Name it first in ``incoming_middleware``, so that its times hold those of all others, and in
-    ``outgoing_middleware``. With several worker processes, ``multiprocess_dir`` is the folder in
-    which they add up their numbers; any of them answers for all.
+    ``outgoing_middleware``. With several processes, ``multiprocess_dir`` is the folder in which
+    they add up their numbers; any of them answers for all. The workers of ``tavrida-server`` are
+    given one.
 
     Raises:
         ConfigError: prometheus_client is not installed, or an option cannot work.
@@ -61,7 +62,7 @@ class Prometheus(Middleware):
     ) -> None:
         folder = str(multiprocess_dir) or os.environ.get(ENVIRONMENT, "")
         if folder:
-            _share(folder)
+            share(folder)
         try:
             import prometheus_client
         except ModuleNotFoundError:
@@ -71,8 +72,8 @@ class Prometheus(Middleware):
             ) from None
         if folder and not _is_shared():
             raise exceptions.ConfigError(
-                "[middleware:prometheus] multiprocess_dir comes too late: something imported "
-                f"prometheus_client before. Set {ENVIRONMENT}={folder} in the environment instead"
+                "multiprocess_dir comes too late: something imported prometheus_client before. Set "
+                f" {ENVIRONMENT}={folder} in the environment instead"
             )
         self._client = prometheus_client
         self._folder = folder
@@ -83,8 +84,10 @@ class Prometheus(Middleware):
         self._late_answers = 0
         #: The metrics of this object alone; the page shows those of the program too.
         self.registry = prometheus_client.CollectorRegistry()
-        self._is_off = False
+        self._is_off = self._has_looks = False
         self._make()
+        if not folder:
+            self._make_for_looks()
 
     @classmethod
     def list_opts(cls) -> list[Any]:
@@ -100,9 +103,9 @@ class Prometheus(Middleware):
             cfg.StrOpt(
                 "multiprocess_dir",
                 default="",
-                help="A folder in which the worker processes of one server add up their numbers; "
-                "empty it before the server starts. Default: PROMETHEUS_MULTIPROC_DIR of the "
-                "environment.",
+                help="A folder in which several processes add up their numbers; empty it before "
+                "they start. Default: PROMETHEUS_MULTIPROC_DIR of the environment, or with "
+                "[server] workers a temporary one.",
             ),
         ]
 
@@ -111,6 +114,7 @@ class Prometheus(Middleware):
         return cls(options["buckets"], options["multiprocess_dir"])
 
     def _make(self) -> None:
+        """Make the metrics that have labels: with several processes, they open no file yet."""
         counter = functools.partial(self._client.Counter, registry=self.registry)
         gauge = functools.partial(
             self._client.Gauge, registry=self.registry, multiprocess_mode="livesum"
@@ -157,17 +161,26 @@ class Prometheus(Middleware):
                 of_handler,
             )
         )
-        self._late = counter(
-            "tavrida_late_answers_total", "Answers that came when nobody waited any more."
+
+    def _make_for_looks(self) -> None:
+        """Make the metrics without labels, which open their files at once."""
+        self._has_looks = True
+        self._late = self._client.Counter(
+            "tavrida_late_answers_total",
+            "Answers that came when nobody waited any more.",
+            registry=self.registry,
         )
-        self._connected = gauge(
+        self._connected = self._client.Gauge(
             "tavrida_connected",
             "Processes that are connected and whose consumers the broker has confirmed.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
 
     # -- the server
 
     def observe(self, vitals: Vitals) -> None:
+        vitals.pages["/metrics"] = self._page
         if self._folder:
             try:
                 _set_aside(Path(self._folder))
@@ -178,13 +191,14 @@ class Prometheus(Middleware):
                     self._folder,
                     error,
                 )
-        vitals.pages["/metrics"] = self._page
+                return
+        if not self._has_looks:
+            # Not before: a file that is open already would lose its room when it grows.
+            self._make_for_looks()
         vitals.looks.append(functools.partial(self._look, vitals))
 
     @harmless
     def _look(self, vitals: Vitals) -> None:
-        if self._is_off:
-            return
         self._connected.set(vitals.is_ready)
         late = vitals.late_answers
         self._late.inc(max(0, late - self._late_answers))
@@ -304,13 +318,13 @@ class _Both:
 # -- the folder that processes share
 
 
-def _share(folder: str) -> None:
+def share(folder: str) -> None:
     """Have prometheus_client keep its numbers there; it looks once, when it is imported."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise exceptions.ConfigError(
-            f"[middleware:prometheus] multiprocess_dir {folder!r} cannot be made: {error.strerror}"
+            f"multiprocess_dir {folder!r} cannot be made: {error.strerror}"
         ) from None
     os.environ[ENVIRONMENT] = folder
 

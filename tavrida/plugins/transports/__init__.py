@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import ClassVar, Protocol
 
 from tavrida import exceptions
@@ -74,6 +75,24 @@ class QueueState:
     #: Messages that wait in it; those that were handed over and are not settled do not count.
     messages: int
     consumers: int
+    #: Those that were handed over and are not settled; None where the transport does not tell.
+    unacknowledged: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """What can be said of a connection to the broker, of whatever program, at one moment."""
+
+    #: What it calls itself: those of tavrida their services or command, host and process.
+    name: str
+    user: str
+    #: The address that it comes from; "" where it is on this machine.
+    peer: str
+    since: datetime | None
+    state: str
+    #: The queues that it reads.
+    queues: tuple[str, ...]
+    unacknowledged: int | None
 
 
 #: What is different about a queue or exchange: by the name that AMQP has for it, what it is and
@@ -212,6 +231,14 @@ class Transport(abc.ABC):
             ConnectionFailed: the connection was lost meanwhile.
             TransportError: the broker does not let us look.
         """
+
+    async def connections(self) -> list[ConnectionState] | None:
+        """Return who uses the same place, this connection too; None where that is not told.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile.
+        """
+        return None
 
     @abc.abstractmethod
     async def get(self, queue: str) -> Delivery | None:

@@ -14,8 +14,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
@@ -23,9 +21,12 @@ from urllib.parse import unquote, urlsplit
 
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig
+from tavrida.loop import in_thread
 
 #: Seconds to find out the password.
 TIMEOUT = 10.0
+
+_THREAD = "tavrida-password"
 
 
 def check(config: ConnectionConfig) -> None:
@@ -90,7 +91,7 @@ async def user_and_password(config: ConnectionConfig, url: str) -> tuple[str, st
     password = config.credentials.password
     if isinstance(password, str):
         return user, password
-    return user, await _wait_for("the function Credentials.password", _in_thread(password))
+    return user, await _wait_for("the function Credentials.password", in_thread(password, _THREAD))
 
 
 async def _wait_for(source: str, answer: Any) -> str:
@@ -125,7 +126,7 @@ class _NoPassword(Exception):
 def _read(config: ConnectionConfig) -> Any:
     """Read the file in a thread: it may be on a network, or a pipe."""
     path = Path(config.password_file)
-    return _in_thread(lambda: path.read_text(encoding="utf-8").rstrip("\r\n"))
+    return in_thread(lambda: path.read_text(encoding="utf-8").rstrip("\r\n"), _THREAD)
 
 
 def _started(command: str) -> subprocess.Popen[str]:
@@ -142,7 +143,7 @@ def _started(command: str) -> subprocess.Popen[str]:
 async def _output_of(command: str) -> str:
     process = _started(command)
     try:
-        output = await _in_thread(lambda: process.communicate()[0])
+        output = await in_thread(lambda: process.communicate()[0], _THREAD)
     finally:
         if process.poll() is None:  # nobody waits for it any more
             with contextlib.suppress(ProcessLookupError):
@@ -150,29 +151,3 @@ async def _output_of(command: str) -> str:
     if process.returncode:
         raise _NoPassword(f"failed with exit code {process.returncode}")
     return output.rstrip("\r\n")
-
-
-async def _in_thread(function: Callable[[], str]) -> str:
-    """Run a function that may block; when it does so for ever, nobody waits for it."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[str] = loop.create_future()
-
-    def end(value: Any, error: BaseException | None) -> None:
-        if result.cancelled():
-            return
-        if error is None:
-            result.set_result(value)
-        else:
-            result.set_exception(error)
-
-    def run() -> None:
-        value, error = None, None
-        try:
-            value = function()
-        except Exception as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: it came too late
-            loop.call_soon_threadsafe(end, value, error)
-
-    threading.Thread(target=run, name="tavrida-password", daemon=True).start()
-    return await result
