@@ -49,6 +49,8 @@ STARTING, SERVING, STOPPING = "starting", "serving", "stopping"
 class Vitals:
     """What a running server tells of itself. Thread-safe; nothing in it waits."""
 
+    is_server = True
+
     def __init__(
         self, incoming: Transport, outgoing: Transport, processor: Processor, caller: Caller
     ) -> None:

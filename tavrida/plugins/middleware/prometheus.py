@@ -1,15 +1,19 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""``prometheus``: counts and times what a server does. docs/observability.md has the table."""
+"""``prometheus``: counts and times what servers and clients do; see docs/observability.md."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import functools
 import logging
 import math
+import operator
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,11 +41,17 @@ ENVIRONMENT = "PROMETHEUS_MULTIPROC_DIR"
 #: that fills up later can end the process: it writes to memory that is mapped from these files.
 SET_ASIDE = {"counter": 1 << 20, "gauge_livesum": 1 << 18, "histogram": 1 << 22}
 
+#: What the program's registry is given to keep for all clients, and who may give it just now.
+_SHARED = "_tavrida_families"
+_SHARING = threading.Lock()
+
 #: How a call that was waited for ended.
 _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.CallTimeout, "timeout"),
     (exceptions.ServiceUnavailable, "unavailable"),
     (exceptions.TransportError, "connection"),
+    (asyncio.CancelledError, "cancelled"),
+    (concurrent.futures.CancelledError, "cancelled"),
 )
 
 
@@ -51,6 +61,9 @@ class Prometheus(Middleware):
     Name it first in ``incoming_middleware``, so that its times hold those of all others, and in
     ``outgoing_middleware``. With several worker processes, ``multiprocess_dir`` is the folder in
     which they add up their numbers; any of them answers for all.
+
+    In a client it has what concerns messages that are sent, and calls, in the registry of the
+    program (``prometheus_client.REGISTRY``), together with all other clients there.
 
     Raises:
         ConfigError: prometheus_client is not installed, or an option cannot work.
@@ -129,19 +142,9 @@ class Prometheus(Middleware):
         self._in_flight = _Family(
             gauge("tavrida_in_flight_messages", "Messages whose handlers run.", of_handler)
         )
-        self._published = _Family(
-            counter(
-                "tavrida_published_messages_total",
-                "Messages that were sent: confirmed by the broker, or failed.",
-                (*of_handler, "outcome"),
-            )
-        )
-        self._called = _Family(
-            histogram(
-                "tavrida_call_seconds",
-                "How long handlers waited for the answers of others.",
-                ("service", "method", "outcome"),
-            )
+        # In a folder, two counters of one name would write over each other.
+        self._published, self._called = (
+            _of_program(self._buckets) if self._folder else _of_sent(self.registry, self._buckets)
         )
         self._retried = _Family(
             counter(
@@ -165,7 +168,7 @@ class Prometheus(Middleware):
             "Processes that are connected and whose consumers the broker has confirmed.",
         )
 
-    # -- the server
+    # -- the server or client
 
     def observe(self, vitals: Vitals) -> None:
         if self._folder:
@@ -178,6 +181,9 @@ class Prometheus(Middleware):
                     self._folder,
                     error,
                 )
+        if not vitals.is_server:
+            self._published, self._called = _of_program(self._buckets)
+            return
         vitals.pages["/metrics"] = self._page
         vitals.looks.append(functools.partial(self._look, vitals))
 
@@ -290,15 +296,67 @@ class _Family:
         return child
 
 
+def _of_sent(registry: Any, buckets: Sequence[float]) -> tuple[_Family, _Family]:
+    """Return the metrics of what is sent and of calls, which servers and clients have."""
+    import prometheus_client
+
+    published = prometheus_client.Counter(
+        "tavrida_published_messages_total",
+        "Messages that were sent: confirmed by the broker, or failed.",
+        ("service", "method", "kind", "outcome"),
+        registry=registry,
+    )
+    called = prometheus_client.Histogram(
+        "tavrida_call_seconds",
+        "How long handlers and clients waited for the answers of others.",
+        ("service", "method", "outcome"),
+        registry=registry,
+        buckets=buckets,
+    )
+    return _Family(published), _Family(called)
+
+
+def _of_program(buckets: Sequence[float]) -> tuple[_Family, _Family]:
+    """Return those in the program's registry, which has each name once: all clients share them.
+
+    The buckets are those of the first client.
+    """
+    import prometheus_client
+
+    registry: Any = prometheus_client.REGISTRY
+    with _SHARING:
+        if not hasattr(registry, _SHARED):
+            setattr(registry, _SHARED, _of_sent(registry, buckets))
+        families: tuple[_Family, _Family] = getattr(registry, _SHARED)
+        return families
+
+
 class _Both:
-    """Two registries as one, to be written."""
+    """Two registries as one, to be written. What is in both is added up."""
 
     def __init__(self, *registries: Any) -> None:
         self._registries = registries
 
     def collect(self) -> Iterator[Any]:
+        families: dict[str, Any] = {}
         for registry in self._registries:
-            yield from registry.collect()
+            for family in registry.collect():
+                known = families.setdefault(family.name, family)
+                if known is not family:
+                    known.samples = _added_up((*known.samples, *family.samples))
+        yield from families.values()
+
+
+def _added_up(samples: Iterable[Any]) -> list[Any]:
+    """Return one sample for each name and set of labels."""
+    found: dict[Any, Any] = {}
+    for sample in samples:
+        key = sample.name, frozenset(sample.labels.items())
+        same = found.setdefault(key, sample)
+        if same is not sample:
+            add = min if sample.name.endswith("_created") else operator.add
+            found[key] = same._replace(value=add(same.value, sample.value))
+    return list(found.values())
 
 
 # -- the folder that processes share
