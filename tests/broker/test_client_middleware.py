@@ -8,11 +8,13 @@ import asyncio
 import contextvars
 import multiprocessing
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
@@ -22,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tavrida import discovery, dispatcher, exceptions
+from tavrida import assembly, discovery, dispatcher, exceptions
 from tavrida.client import AsyncRPCClient, RPCClient
 from tavrida.config import ConnectionConfig, HealthSettings
 from tavrida.messages import IncomingResponse, Message, Request
@@ -31,7 +33,9 @@ from tavrida.plugins.middleware.opentelemetry import OpenTelemetry
 from tavrida.plugins.middleware.prometheus import Prometheus
 from tavrida.service import ServiceController
 from tavrida.testing.faults import Faults, delay
+from tests import commands
 from tests.broker.conftest import EXCHANGE, Serve
+from tests.packages import Packages
 from tests.rabbitmq import free_port
 from tests.scrapes import Scrape
 from tests.waiting import DEADLINE, eventually
@@ -57,6 +61,10 @@ class Shop(ServiceController):
     @dispatcher.rpc_method(service="shop", method="pay")
     def pay(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
         return {"n": n, "traceparent": request.headers.get("traceparent")}
+
+    @dispatcher.rpc_method(service="shop", method="note")
+    async def note(self, request: Any, proxy: Any, n: str) -> dict[str, Any]:
+        return {"n": n}
 
     @dispatcher.rpc_method(service="shop", method="fails")
     async def fails(self, request: Any, proxy: Any) -> None:
@@ -723,3 +731,118 @@ def test_a_server_and_a_client_in_one_process_are_added_up(
     eventually(lambda: Scrape(port).value(name, **labels) == 2)
     assert 1 == Scrape(port).text.count("# TYPE tavrida_call_seconds histogram")
     assert 2 == Scrape(port).value("tavrida_call_seconds_bucket", **labels, le="60.0")
+
+
+# -- named in an ini
+
+STRANGER = """
+    from oslo_config import cfg
+    from tavrida.middleware import Middleware
+
+    class Stamps(Middleware):
+        def __init__(self, word="made by name"):
+            self.word = word
+
+        @classmethod
+        def list_opts(cls):
+            return [cfg.StrOpt("word", required=True)]
+
+        @classmethod
+        def from_options(cls, options):
+            return cls(options["word"])
+
+        def process(self, message):
+            message.payload["n"] = self.word
+            return message
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An installed package with the middleware ``stamps``; for other processes, the environment."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    packages = Packages(folder)
+    packages.add("acme", {"tavrida.middleware": {"stamps": "acme_s:Stamps"}}, acme_s=STRANGER)
+    yield {"PYTHONPATH": str(folder)}
+    packages.remove()
+
+
+def ini(folder: Path, url: str, *more: str) -> Path:
+    path = folder / "web.conf"
+    path.write_text(
+        f"[connection]\nurl = {url}\n[service:shop]\nexchange = {EXCHANGE}\n"
+        "[client]\n" + "\n".join(more)
+    )
+    return path
+
+
+def test_a_program_makes_its_client_of_an_ini(
+    served: None, stranger: Any, url: str, tmp_path: Path
+) -> None:
+    """With the middleware that [client] names, its options, and what the program adds before it."""
+    path = ini(
+        tmp_path, url, "outgoing_middleware = stamps", "[middleware:stamps]", "word = by option"
+    )
+    witness = Witness()
+    added: dict[str, Any] = {"source": "web", "outgoing_middleware": [witness]}
+    with assembly.new_client(RPCClient, [path], **added) as client:
+        assert "by option" == client.shop.note(n="own").call(timeout=DEADLINE)["n"]
+
+    async def main() -> Any:
+        async with assembly.new_client(AsyncRPCClient, [path], service="shop", **added) as client:
+            return (await client.note(n="own").call(timeout=DEADLINE))["n"]
+
+    assert "by option" == asyncio.run(main())
+    assert ["", ""] == witness.ends("after_call", 2)
+
+
+def test_a_stranger_is_named_in_code_too(
+    served: None, stranger: Any, config: ConnectionConfig
+) -> None:
+    """Like any other plugin."""
+    with RPCClient(config, discovery=known(), outgoing_middleware=["stamps"]) as client:
+        assert "made by name" == client.shop.note(n="own").call(timeout=DEADLINE)["n"]
+
+
+def test_what_is_wrong_in_the_ini_is_told(stranger: Any, tmp_path: Path) -> None:
+    """All of it, before anything connects."""
+    with pytest.raises(exceptions.ConfigError) as raised:
+        assembly.new_client(
+            RPCClient,
+            [ini(tmp_path, "amqp://x", "outgoing_middleware = stamp, stamps", "middleware = 1")],
+        )
+    told = sorted(raised.value.faults)
+    assert 3 == len(told)
+    assert "[client] middleware is unknown (did you mean 'outgoing_middleware'?)" in told[0]
+    assert "[middleware:stamp] no plugin 'stamp' in tavrida.middleware (did you mean" in told[1]
+    assert "[middleware:stamps] word is missing: give it a value" in told[2]
+
+
+def test_a_server_is_told_what_is_wrong_with_its_clients(tmp_path: Path) -> None:
+    """The same ini is for both, and --check finds every fault."""
+    path = ini(tmp_path, "sqlite://:memory:", "outgoing_middleware = prometeus")
+    path.write_text(path.read_text() + "\n[server]\nservices = test_hello\n")
+    ended = commands.run("tavrida-server", "--config-file", path, "--check")
+    assert 1 == ended.code
+    assert "[middleware:prometeus] no plugin 'prometeus'" in ended.stderr
+    assert "did you mean 'prometheus'?" in ended.stderr
+
+
+def test_the_commands_have_the_middleware_of_the_ini(
+    served: None, stranger: dict[str, str], url: str, tmp_path: Path
+) -> None:
+    """``tavrida call`` exports its span, in which the service's is; a wrong name is one line."""
+    lines = ["outgoing_middleware = opentelemetry", "[middleware:opentelemetry]"]
+    path = ini(tmp_path, url, *lines, "exporter = console")
+    asked = ("call", "shop.pay", "n=1", "--config-file", path)
+    ended = commands.run("tavrida", *asked)
+    assert 0 == ended.code, ended.stderr
+    assert '"name": "call shop.pay"' in ended.stdout
+    assert '"kind": "SpanKind.CLIENT"' in ended.stdout
+    (trace,) = set(re.findall(r'"trace_id": "0x([0-9a-f]{32})"', ended.stdout))
+    assert f"00-{trace}-" in ended.stdout.replace("\n", "")
+    ini(tmp_path, url, "outgoing_middleware = opentelemetr")
+    ended = commands.run("tavrida", *asked)
+    assert (1, 1) == (ended.code, ended.stderr.count("\n"))
+    assert "[middleware:opentelemetr] no plugin 'opentelemetr'" in ended.stderr
