@@ -39,8 +39,8 @@ _ABOUT = {
     "as `[retry]` says.",
     "discovery:NAME": "Where other services are. Which options there are depends on the backend: "
     "`exchanges` and `publishers` are those of `local`, `file` is that of `file`.",
-    "middleware:dedup": "A middleware that `[server]` or `[client]` names has a section of its own; this is that "
-    "of `dedup`: [duplicates.md](duplicates.md).",
+    "middleware:dedup": "A middleware that `[server]` or `[client]` names has a section of its "
+    "own; this is that of `dedup`: [duplicates.md](duplicates.md).",
 }
 
 #: What a type of oslo.config is called.

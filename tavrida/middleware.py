@@ -89,9 +89,9 @@ class Middleware:
     A client has the methods of the way out only: ``process``, ``before_publish`` and
     ``after_publish``, ``before_call`` and ``after_call``. They run in the ``contextvars`` context
     of who calls, casts or publishes. Those that begin something run in its thread, or in its task
-    of an ``AsyncRPCClient``; the first request may pass ``process`` and ``before_publish`` on the
-    client's event loop, and so may requests of an ``AsyncRPCClient``. Those that end it run where
-    its end is known. None may block.
+    of an ``AsyncRPCClient``; but for a call that has to wait for the connection, ``process`` and
+    ``before_publish`` run on the client's own event loop. Those that end it run where its end is
+    known. None may block.
     """
 
     @classmethod

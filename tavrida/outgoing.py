@@ -58,7 +58,15 @@ def _made(wanted: str | Middleware) -> Middleware:
             "from tavrida.middleware.Middleware"
         )
     cls: type[Middleware] = plugins.load(plugins.MIDDLEWARE, wanted, Middleware)
-    return cls()
+    try:
+        return cls()
+    except exceptions.ConfigError:
+        raise
+    except Exception as error:
+        raise exceptions.ConfigError(
+            f"{cls.__name__} of plugin {wanted!r} cannot be made: {type(error).__name__}: {error}; "
+            "give an object that was made with what it needs"
+        ) from error
 
 
 class Outgoing:

@@ -9,6 +9,7 @@ import contextvars
 import multiprocessing
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -446,6 +447,38 @@ def test_a_call_whose_time_is_over_before_there_is_room_did_not_go(
     assert ["", "CallTimeout"] == sorted(witness.ends("after_publish", 2))
 
 
+def test_ctrl_c_ends_a_message_once(
+    served: None, config: ConnectionConfig, witness: Witness
+) -> None:
+    """A cast that is interrupted ends so, and not once more when its confirm comes."""
+    slow = Faults(config.urls[0])
+    late = delay(0.3, "confirm", entry_point="shop.pay", times=1)
+    slow.add(late)
+
+    def interrupt(probe: Callable[[], object]) -> None:
+        eventually(probe)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    faulty = replace(config, url=(slow.url,))
+    with RPCClient(faulty, discovery=known(), outgoing_middleware=[witness]) as client:
+        when = threading.Thread(target=interrupt, args=[lambda: slow.struck(late)])
+        when.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.shop.pay().cast()
+        link = client._sender.link
+        assert link is not None
+        eventually(lambda: link.publisher._unconfirmed == 0)
+        assert ["KeyboardInterrupt"] == witness.ends("after_publish")
+        when = threading.Thread(target=interrupt, args=[lambda: witness.ends("after_publish", 2)])
+        when.start()
+        with pytest.raises(KeyboardInterrupt):
+            client.shop.waits().call(timeout=DEADLINE)
+        Shop.gate.set()
+        # By whether it struck while the request was sent, or while the answer was awaited.
+        assert witness.ends("after_call") in ([""], ["KeyboardInterrupt"])
+    assert 2 == len(witness.ends("after_publish", 2))
+
+
 def test_many_threads_share_the_middleware(
     served: None, client: RPCClient, witness: Witness
 ) -> None:
@@ -754,6 +787,10 @@ STRANGER = """
         def process(self, message):
             message.payload["n"] = self.word
             return message
+
+    class Needy(Middleware):
+        def __init__(self, address):
+            self.address = address
 """
 
 
@@ -763,7 +800,8 @@ def stranger(tmp_path: Path) -> Iterator[dict[str, str]]:
     folder = tmp_path / "site"
     folder.mkdir()
     packages = Packages(folder)
-    packages.add("acme", {"tavrida.middleware": {"stamps": "acme_s:Stamps"}}, acme_s=STRANGER)
+    points = {"stamps": "acme_s:Stamps", "needy": "acme_s:Needy"}
+    packages.add("acme", {"tavrida.middleware": points}, acme_s=STRANGER)
     yield {"PYTHONPATH": str(folder)}
     packages.remove()
 
@@ -803,6 +841,15 @@ def test_a_stranger_is_named_in_code_too(
     """Like any other plugin."""
     with RPCClient(config, discovery=known(), outgoing_middleware=["stamps"]) as client:
         assert "made by name" == client.shop.note(n="own").call(timeout=DEADLINE)["n"]
+
+
+def test_a_stranger_that_cannot_be_made_by_name_is_told(stranger: Any) -> None:
+    """In one sentence."""
+    with pytest.raises(exceptions.ConfigError) as raised:
+        RPCClient(ConnectionConfig(), outgoing_middleware=["needy"])
+    assert "outgoing_middleware: Needy of plugin 'needy' cannot be made: TypeErr" in str(
+        raised.value
+    )
 
 
 def test_what_is_wrong_in_the_ini_is_told(stranger: Any, tmp_path: Path) -> None:
