@@ -564,8 +564,8 @@ class _Sender(_Connector):
     def send(self, message: Message, telling: Telling | None = None) -> None:
         if self._outgoing is not None and telling is None:
             # Around all of this: middleware hears also that there is no broker.
-            with self._outgoing.publishing(message) as (changed, tells):
-                self.send(changed, tells)
+            with self._outgoing.publishing(message) as sending:
+                self.send(sending.message, sending.telling)
             return
         pipeline = _open_pipeline()
         if pipeline is None:
@@ -694,8 +694,8 @@ class _AsyncSender(_Connector):
         if self._outgoing is None:
             sent = await self._send(message, None)
         else:
-            with self._outgoing.publishing(message) as (changed, telling):
-                sent = await self._send(changed, telling)
+            with self._outgoing.publishing(message) as sending:
+                sent = await self._send(sending.message, sending.telling)
         if sent is not None:
             await sent
 

@@ -20,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from types import CoroutineType
+from types import CoroutineType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from tavrida import exceptions, messages
@@ -392,45 +392,60 @@ def outgoing(chain: Sequence[Middleware], message: Message) -> Message:
     return message
 
 
-@contextlib.contextmanager
-def publishing(
-    chain: Sequence[Middleware], message: Message
-) -> Iterator[tuple[Message, Callable[[_Done], _Done]]]:
-    """Give the block the message to send, and what makes its ``done`` tell the chain first.
+class Publishing:
+    """The block that sends a message; ``message`` is what the chain made of it.
 
-    The chain is told once how it ended: by that, or by what the block raises.
+    The chain is told once how it ended: by a ``done`` of ``telling``, or by what the block raises.
+    A class, because a generator would take twice as long.
 
     Raises:
         UnknownResult: as ``outgoing``.
     """
-    sent = outgoing(chain, message)
-    here = contextvars.copy_context()
-    # A Ctrl-C may end the block after the message went, and then that ends too.
-    once = threading.Lock()
 
-    def tell(error: BaseException | None) -> None:
-        if not once.acquire(blocking=False):
-            return
-        for each in chain:
-            try:
-                here.run(each.after_publish, sent, error)
-            except BaseException:  # also SystemExit: ``done`` has to be called
-                LOG.exception("%s.after_publish failed.", type(each).__name__)
+    __slots__ = ("_chain", "_here", "_once", "message")
 
-    def telling(done: _Done) -> _Done:
+    def __init__(self, chain: Sequence[Middleware], message: Message) -> None:
+        self._chain = chain
+        self.message = outgoing(chain, message)
+        self._here = contextvars.copy_context()
+        # A Ctrl-C may end the block after the message went, and then that ends too.
+        self._once = threading.Lock()
+
+    def __enter__(self) -> Self:
+        try:
+            for each in self._chain:
+                each.before_publish(self.message)
+        except BaseException as error:
+            self._tell(error)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._tell(error)
+
+    def telling(self, done: _Done) -> _Done:
+        """Return what tells the chain first."""
+
         def finished(error: Exception | None) -> None:
-            tell(error)
+            self._tell(error)
             done(error)
 
         return finished
 
-    try:
-        for each in chain:
-            each.before_publish(sent)
-        yield sent, telling
-    except BaseException as error:
-        tell(error)
-        raise
+    def _tell(self, error: BaseException | None) -> None:
+        if not self._once.acquire(blocking=False):
+            return
+        for each in self._chain:
+            try:
+                self._here.run(each.after_publish, self.message, error)
+            except BaseException:  # also SystemExit: ``done`` has to be called
+                LOG.exception("%s.after_publish failed.", type(each).__name__)
 
 
 def _wrong(middleware: Middleware, result: object, expected: str) -> exceptions.UnknownResult:

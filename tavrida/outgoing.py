@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 
 from tavrida import exceptions, middleware, plugins
 from tavrida.messages import Message, Request
-from tavrida.middleware import Answer, Middleware, Vitals
+from tavrida.middleware import Answer, Middleware, Publishing, Vitals
 from tavrida.plugins.transports import Done
 
 LOG = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ class Outgoing:
         #: The process in which the middleware observes.
         self._observed = 0
 
-    def publishing(self, message: Message) -> AbstractContextManager[tuple[Message, Telling]]:
-        """Return the block that sends a message: ``middleware.publishing``."""
+    def publishing(self, message: Message) -> Publishing:
+        """Return the block that sends a message."""
         self._observe()
-        return middleware.publishing(self._chain, message)
+        return Publishing(self._chain, message)
 
     def called(self, request: Request, answer: Answer) -> AbstractContextManager[None]:
         """Return the block that sends a request and begins to wait: ``middleware.called``."""
@@ -95,8 +95,8 @@ class Outgoing:
         """Return what sends through the middleware, wherever it runs, in the context of now."""
 
         def sent(message: Message, done: Done) -> None:
-            with middleware.publishing(self._chain, message) as (changed, telling):
-                send(changed, telling(done))
+            with Publishing(self._chain, message) as sending:
+                send(sending.message, sending.telling(done))
 
         here = contextvars.copy_context()
         return lambda message, done: here.run(sent, message, done)

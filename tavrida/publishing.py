@@ -78,8 +78,9 @@ class Publisher:
         if not chain:
             self._send(message, address, codec, done, enveloped=enveloped, keep=keep)
             return
-        with middleware.publishing(chain, message) as (changed, telling):
-            self._send(changed, address, codec, telling(done), enveloped=enveloped, keep=keep)
+        with middleware.Publishing(chain, message) as sent:
+            end = sent.telling(done)
+            self._send(sent.message, address, codec, end, enveloped=enveloped, keep=keep)
 
     def _send(
         self,
