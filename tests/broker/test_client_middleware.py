@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -764,6 +766,46 @@ def test_a_server_and_a_client_in_one_process_are_added_up(
     eventually(lambda: Scrape(port).value(name, **labels) == 2)
     assert 1 == Scrape(port).text.count("# TYPE tavrida_call_seconds histogram")
     assert 2 == Scrape(port).value("tavrida_call_seconds_bucket", **labels, le="60.0")
+
+
+FORKS = """
+import os, sys
+from prometheus_client import CollectorRegistry, multiprocess
+from tavrida.client import RPCClient
+from tavrida.config import ConnectionConfig
+from tavrida.discovery import LocalDiscovery
+
+known = LocalDiscovery()
+known.register_remote_service("shop", sys.argv[2])
+client = RPCClient(
+    ConnectionConfig(url=sys.argv[1]), discovery=known, outgoing_middleware=["prometheus"]
+)
+client.shop.pay().call()
+child = os.fork()
+client.shop.pay().call()
+client.close()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    labels = {"service": "shop", "method": "pay", "outcome": "ok"}
+    print(registry.get_sample_value("tavrida_call_seconds_count", labels))
+"""
+
+
+def test_processes_add_up_in_a_folder(served: None, url: str, tmp_path: Path) -> None:
+    """As prometheus_client has it; a forked child counts on beside its parent."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, url, EXCHANGE],
+        env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (0, "3.0\n") == (done.returncode, done.stdout), done.stderr
 
 
 # -- named in an ini

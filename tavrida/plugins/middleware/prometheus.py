@@ -41,9 +41,17 @@ ENVIRONMENT = "PROMETHEUS_MULTIPROC_DIR"
 #: that fills up later can end the process: it writes to memory that is mapped from these files.
 SET_ASIDE = {"counter": 1 << 20, "gauge_livesum": 1 << 18, "histogram": 1 << 22}
 
-#: What the program's registry is given to keep for all clients, and who may give it just now.
+#: What the program's registry is given to keep for all clients.
 _SHARED = "_tavrida_families"
-_SHARING = threading.Lock()
+
+#: Held by who counts and by who forks. A child that is forked while another thread counts would
+#: wait for ever for a lock of prometheus_client, and messages with it.
+_COUNTING = threading.RLock()
+os.register_at_fork(
+    before=_COUNTING.acquire,
+    after_in_parent=_COUNTING.release,
+    after_in_child=_COUNTING.release,
+)
 
 #: How a call that was waited for ended.
 _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
@@ -191,9 +199,10 @@ class Prometheus(Middleware):
     def _look(self, vitals: Vitals) -> None:
         if self._is_off:
             return
-        self._connected.set(vitals.is_ready)
         late = vitals.late_answers
-        self._late.inc(max(0, late - self._late_answers))
+        with _COUNTING:
+            self._connected.set(vitals.is_ready)
+            self._late.inc(max(0, late - self._late_answers))
         self._late_answers = late
 
     def _page(self, accept: str) -> tuple[str, bytes]:
@@ -216,7 +225,7 @@ class Prometheus(Middleware):
             return
         it = context.handled.get()
         self._began[it] = time.perf_counter()
-        self._in_flight.of(*context.names_of(it), message.message_type).inc()
+        self._in_flight.count(*context.names_of(it), message.message_type)
 
     @harmless
     def after_handle(self, message: Message, error: BaseException | None) -> None:
@@ -225,9 +234,9 @@ class Prometheus(Middleware):
         if began is None:
             return
         names = (*context.names_of(it), message.message_type)
-        self._in_flight.of(*names).dec()
+        self._in_flight.count(*names, by=-1)
         outcome = "ok" if error is None else "error"
-        self._handled.of(*names, outcome).observe(time.perf_counter() - began)
+        self._handled.observe(time.perf_counter() - began, *names, outcome)
 
     @harmless
     def before_retry(self, message: IncomingMessage, error: BaseException) -> None:
@@ -240,7 +249,7 @@ class Prometheus(Middleware):
     def _count(self, family: _Family, message: Message) -> None:
         if not self._is_off:
             names = context.names_of(context.handled.get())
-            family.of(*names, message.message_type).inc()
+            family.count(*names, message.message_type)
 
     # -- on the way out
 
@@ -249,7 +258,7 @@ class Prometheus(Middleware):
         if self._is_off:
             return
         outcome = "confirmed" if error is None else "failed"
-        self._published.of(*_names_of_sent(message), message.message_type, outcome).inc()
+        self._published.count(*_names_of_sent(message), message.message_type, outcome)
 
     @harmless
     def before_call(self, message: Request) -> None:
@@ -267,7 +276,7 @@ class Prometheus(Middleware):
             known = (name for kind, name in _FAILURES if isinstance(error, kind))
             outcome = next(known, "error")
         names = _names_of_sent(message)
-        self._called.of(*names, outcome).observe(time.perf_counter() - began)
+        self._called.observe(time.perf_counter() - began, *names, outcome)
 
 
 def _names_of_sent(message: Message) -> tuple[str, str]:
@@ -285,6 +294,16 @@ class _Family:
     def __init__(self, metric: MetricWrapperBase) -> None:
         self._metric = metric
         self._children: dict[tuple[str, ...], Any] = {}
+
+    def count(self, *labels: str, by: float = 1) -> None:
+        """Add to the counter or gauge of these labels."""
+        with _COUNTING:
+            self.of(*labels).inc(by)
+
+    def observe(self, seconds: float, *labels: str) -> None:
+        """Add a time to the histogram of these labels."""
+        with _COUNTING:
+            self.of(*labels).observe(seconds)
 
     def of(self, *labels: str) -> Any:
         """Return the counter, gauge or histogram of these labels."""
@@ -324,7 +343,7 @@ def _of_program(buckets: Sequence[float]) -> tuple[_Family, _Family]:
     import prometheus_client
 
     registry: Any = prometheus_client.REGISTRY
-    with _SHARING:
+    with _COUNTING:
         if not hasattr(registry, _SHARED):
             setattr(registry, _SHARED, _of_sent(registry, buckets))
         families: tuple[_Family, _Family] = getattr(registry, _SHARED)
