@@ -457,6 +457,20 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """The ``[client]`` section: clients that are made from the files."""
+
+    outgoing_middleware: tuple[str, ...] = option(
+        (),
+        "Plugins (tavrida.middleware) that see every message of a client before it is sent, in "
+        "order.",
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxSettings:
     """The ``[outbox]`` section; used by ``tavrida outbox relay``."""
 

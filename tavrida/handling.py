@@ -355,7 +355,8 @@ class Handling:
         assert self._placement is not None
         if self._placement.calling:
             assert isinstance(answer, Future | asyncio.Future)
-            middleware.call(self._placement.calling, request, ask, answer)
+            with middleware.called(self._placement.calling, request, answer):
+                ask()
         else:
             ask()
 

@@ -64,6 +64,8 @@ _LIVES = {"live": True, "reasons": (), "loop_seconds": 0.0}
 class Vitals:
     """What a running server tells of itself. Thread-safe; nothing in it waits."""
 
+    is_server = True
+
     def __init__(
         self, incoming: Transport, outgoing: Transport, processor: Processor, caller: Caller
     ) -> None:

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import contextvars
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +16,6 @@ from tavrida.loop import LoopThread
 from tavrida.messages import Message, Notification, Request
 from tavrida.middleware import Middleware
 from tavrida.plugins.transports import Done, Publication, Transport
-
-LOG = logging.getLogger(__name__)
 
 #: Called, on the loop, instead of ``done`` for a message that was not confirmed in time: with how
 #: to send it once more, and how to give it up. It calls one of them, there or later.
@@ -85,28 +81,9 @@ class Publisher:
         if not chain:
             self._send(message, address, codec, done, enveloped=enveloped, keep=keep)
             return
-        message = middleware.outgoing(chain, message)
-
-        here = contextvars.copy_context()
-
-        def tell(error: BaseException | None) -> None:
-            for each in chain:
-                try:
-                    here.run(each.after_publish, message, error)
-                except BaseException:  # also SystemExit: ``done`` has to be called
-                    LOG.exception("%s.after_publish failed.", type(each).__name__)
-
-        def finished(error: Exception | None) -> None:
-            tell(error)
-            done(error)
-
-        try:
-            for each in chain:
-                each.before_publish(message)
-            self._send(message, address, codec, finished, enveloped=enveloped, keep=keep)
-        except BaseException as error:
-            tell(error)
-            raise
+        with middleware.Publishing(chain, message) as sent:
+            end = sent.telling(done)
+            self._send(sent.message, address, codec, end, enveloped=enveloped, keep=keep)
 
     def _send(
         self,

@@ -48,6 +48,7 @@ ROOMS = [
     "suspects",
     "description",
     "publishing",
+    "outgoing",
     "calls",
     "overload",
     "turns",
