@@ -28,6 +28,8 @@ _ABOUT = {
     "connection": "Where the broker is; for servers, clients and commands: "
     "[connections.md](connections.md).",
     "server": "Which services run, and how. In code, these are keyword arguments of `Server`.",
+    "client": "Clients that are made from the files: by `tavrida call`, `cast` and `publish`, and "
+    "in programs by `assembly.new_client`: [observability.md](observability.md#clients).",
     "log": "The log of `tavrida-server` and `tavrida outbox relay`.",
     "outbox": "The database that `tavrida outbox relay` publishes from: [outbox.md](outbox.md).",
     "service:NAME": "One for each service, which may be left out. The options that its controller "
@@ -37,8 +39,8 @@ _ABOUT = {
     "as `[retry]` says.",
     "discovery:NAME": "Where other services are. Which options there are depends on the backend: "
     "`exchanges` and `publishers` are those of `local`, `file` is that of `file`.",
-    "middleware:dedup": "A middleware that `[server]` names has a section of its own; this is that "
-    "of `dedup`: [duplicates.md](duplicates.md).",
+    "middleware:dedup": "A middleware that `[server]` or `[client]` names has a section of its "
+    "own; this is that of `dedup`: [duplicates.md](duplicates.md).",
 }
 
 #: What a type of oslo.config is called.

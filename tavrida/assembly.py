@@ -1,14 +1,17 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""Assembly: from a configuration to the server that it describes."""
+"""Assembly: from a configuration to the server or client that it describes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
-from tavrida import exceptions, options, plugins
+from tavrida import exceptions, options, plugins, state
 from tavrida.addresses import AddressBook
+from tavrida.client import AsyncRPCClient, RPCClient
 from tavrida.config import ServerSettings, redact
 from tavrida.dispatcher import Dispatcher
 from tavrida.middleware import Middleware
@@ -16,6 +19,25 @@ from tavrida.options import Configuration, ServiceSection
 from tavrida.plugins.transports import Transport
 from tavrida.server import Server
 from tavrida.topology import Placement
+
+Client = TypeVar("Client", bound=RPCClient | AsyncRPCClient)
+
+
+def new_client(cls: type[Client], files: Iterable[str | Path] = (), **arguments: Any) -> Client:
+    """Return a client for the services that ini files speak of, with what ``[client]`` names.
+
+    Without ``files``, those that ``tavrida-server`` reads. The arguments are those of the class:
+    ``new_client(RPCClient, ["/etc/shop.conf"], source="web")``. Their ``outgoing_middleware``
+    comes before that of the files.
+
+    Raises:
+        ConfigError: lists everything that is wrong, in the files and in what they name.
+    """
+    conf = options.parse([f"--config-file={path}" for path in files], "tavrida-server")
+    config, discovery, makers = options.read_clients(conf)
+    chain = (*arguments.pop("outgoing_middleware", ()), *options.made(makers).values())
+    state.prepare(config.urls)
+    return cls(config, discovery=discovery, outgoing_middleware=chain, **arguments)
 
 
 def load(conf: options.Parsed) -> tuple[Server, Configuration]:
@@ -64,10 +86,9 @@ def assemble(configuration: Configuration) -> Server:
         service.name: service.publish_exchange for service in services if service.publish_exchange
     }
     faults = exceptions.Faults()
-    middleware = {}
-    for name, make in configuration.middleware.items():
-        with faults.collected():
-            middleware[name] = make()
+    middleware: dict[str, Middleware] = {}
+    with faults.collected():
+        middleware = options.made(configuration.middleware)
     placements = []
     for service in services:
         with faults.collected(f"[service:{service.name}] "):

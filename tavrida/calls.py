@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import heapq
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -117,10 +118,15 @@ class Caller:
         self._opened = opened
         self._transport = transport
         self._serializers = serializers
+        # Its entries are put in by who asks, in any thread, and taken out on the loop.
         self._waiters: dict[str, _Waiter] = {}
         # A heap of (deadline in the loop's time, request id), also of calls that have ended: a
         # timer of the loop for each would cost more than all the rest of waiting.
         self._deadlines: list[tuple[float, str]] = []
+        # Guards the heap and when the loop looks at it next. A signal handler may call, too, in
+        # the midst of a call of the same thread.
+        self._lock = threading.RLock()
+        self._next_look = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._queue = ""
         self._losses = 0
@@ -200,10 +206,8 @@ class Caller:
             if error is not None:
                 self._finish(request.request_id, error)
 
-        if self._loop.is_current:
-            self._wait_for(request, answer)
-        else:
-            self._loop.submit(self._wait_for, request, answer)
+        if not self._wait_for(request, answer):
+            return
         try:
             send(request, sent)
         except BaseException:
@@ -215,32 +219,44 @@ class Caller:
         with contextlib.suppress(exceptions.ConnectionFailed):  # all waiting ended with it
             self._loop.submit(self._finish, request.request_id, None)
 
-    def _wait_for(self, request: Request, answer: Answer) -> None:
+    def _wait_for(self, request: Request, answer: Answer) -> bool:
+        """Note who waits; False where the reply queue went meanwhile, and the answer ended."""
+        request_id = request.request_id
+        deadline = self._loop.loop.time() + (request.time_left or 0)
+        self._waiters[request_id] = _Waiter(request, answer)
+        # After that, and `interrupt` has it the other way round: one of the two sees the other.
         if request.reply_to != self._queue:
+            self._waiters.pop(request_id, None)
             _end(answer, _interrupted(request))
-            return
-        if answer.cancelled():
-            return
-        waiters, deadline = self._waiters, self._loop.loop.time() + (request.time_left or 0)
-        waiters[request.request_id] = _Waiter(request, answer)
-        heapq.heappush(self._deadlines, (deadline, request.request_id))
-        if len(self._deadlines) > 2 * len(waiters) + ENDED:
-            self._deadlines = [each for each in self._deadlines if each[1] in waiters]
-            heapq.heapify(self._deadlines)
-        if self._timer is None or deadline < self._timer.when():
-            self._set_timer()
+            return False
+        with self._lock:
+            heapq.heappush(self._deadlines, (deadline, request_id))
+            if len(self._deadlines) > 2 * len(self._waiters) + ENDED:
+                self._deadlines = [each for each in self._deadlines if each[1] in self._waiters]
+                heapq.heapify(self._deadlines)
+            is_next = deadline < self._next_look
+            if is_next:
+                self._next_look = deadline
+        if is_next:
+            self._loop.submit(self._set_timer)
+        return True
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._deadlines:
-            self._timer = self._loop.loop.call_at(self._deadlines[0][0], self._expire)
+        with self._lock:
+            self._next_look = self._deadlines[0][0] if self._deadlines else math.inf
+        if self._next_look < math.inf:
+            self._timer = self._loop.loop.call_at(self._next_look, self._expire)
 
     def _expire(self) -> None:
         now = self._loop.loop.time()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
+        expired = []
+        with self._lock:
+            while self._deadlines and self._deadlines[0][0] <= now:
+                expired.append(heapq.heappop(self._deadlines)[1])
+        for request_id in expired:
             waiter = self._waiters.get(request_id)
             if waiter is not None:
                 self._finish(request_id, self._timed_out(waiter.request))
@@ -306,7 +322,7 @@ class Caller:
         self._queue = ""
         self._losses += 1
         waiters, self._waiters = self._waiters, {}
-        for waiter in waiters.values():
+        for waiter in list(waiters.values()):  # one more may come in meanwhile
             _end(waiter.answer, _interrupted())
 
 

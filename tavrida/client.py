@@ -15,20 +15,30 @@ import socket
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from tavrida import envelope, exceptions, plugins, proxies
+from tavrida import envelope, exceptions, outgoing, plugins, proxies
 from tavrida.addresses import Address, AddressBook
-from tavrida.calls import Answer, Caller, Waiting, forget_cancelled, watched
+from tavrida.calls import Caller, Waiting, forget_cancelled, watched
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
 from tavrida.loop import LoopThread, Mailbox, is_on_a_loop
 from tavrida.messages import IncomingResponse, Message, Notification, Request
+from tavrida.middleware import Middleware, Page
+from tavrida.outgoing import Outgoing, Telling
 from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Done, Events, Transport
 from tavrida.publishing import Publisher
@@ -52,11 +62,13 @@ class _Client:
         *,
         headers: Mapping[str, Any] | None = None,
         serializer: str = "json",
+        outgoing_middleware: Iterable[str | Middleware] = (),
     ) -> None:
         envelope.check_headers(headers or {})
         if discovery is None:
             discovery = plugins.load(plugins.DISCOVERY, "convention", Discovery)()
-        self._sender = self._new_sender(config, AddressBook(discovery), serializer)
+        chain = outgoing.made(outgoing_middleware)
+        self._sender = self._new_sender(config, AddressBook(discovery), serializer, chain=chain)
         origin = proxies.Origin(
             self._sender,
             EntryPoint.parse_source(source),
@@ -70,7 +82,12 @@ class _Client:
             self._proxy = proxies.ServiceProxy(origin, service)
 
     def _new_sender(
-        self, config: ConnectionConfig, addresses: AddressBook, serializer: str
+        self,
+        config: ConnectionConfig,
+        addresses: AddressBook,
+        serializer: str,
+        *,
+        chain: Sequence[Middleware],
     ) -> _Connector:
         raise NotImplementedError
 
@@ -94,19 +111,29 @@ class RPCClient(_Client):
     ``publish`` sends. Without ``discovery`` every service is assumed at the exchange of its own
     name. Close the client or use it in a ``with``; a program that forgets still ends.
 
+    ``outgoing_middleware`` sees all that goes out, in that order: names of plugins
+    (tavrida.middleware), ``["opentelemetry", "prometheus"]``, or objects of such classes. It must
+    be thread-safe; ``close`` ends what it was told of, and leaves it alone.
+
     Raises:
         WrongEntryPoint: ``service`` or ``source`` is no name.
-        PluginError: there is no such serializer, or no transport for the scheme of the url.
-        ConfigError: the transport cannot work with these settings.
+        PluginError: there is no such serializer or middleware, or no transport for the scheme of
+            the url.
+        ConfigError: the transport cannot work with these settings, or a middleware cannot.
     """
 
     _call_class = proxies.Call
     _sender: _Sender
 
     def _new_sender(
-        self, config: ConnectionConfig, addresses: AddressBook, serializer: str
+        self,
+        config: ConnectionConfig,
+        addresses: AddressBook,
+        serializer: str,
+        *,
+        chain: Sequence[Middleware],
     ) -> _Sender:
-        return _Sender(config, addresses, serializer)
+        return _Sender(config, addresses, serializer, chain=chain)
 
     def publish(self, /, **payload: Any) -> None:
         """Publish a notification; its topic is the ``source`` of the client.
@@ -174,9 +201,14 @@ class AsyncRPCClient(_Client):
     _sender: _AsyncSender
 
     def _new_sender(
-        self, config: ConnectionConfig, addresses: AddressBook, serializer: str
+        self,
+        config: ConnectionConfig,
+        addresses: AddressBook,
+        serializer: str,
+        *,
+        chain: Sequence[Middleware],
     ) -> _AsyncSender:
-        return _AsyncSender(config, addresses, serializer)
+        return _AsyncSender(config, addresses, serializer, chain=chain)
 
     async def publish(self, /, **payload: Any) -> None:
         """Publish a notification; as ``RPCClient.publish``."""
@@ -225,29 +257,38 @@ class _Pipeline:
     """Counts the confirms that a block of code waits for."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._awaited = 0
+        # Added under the lock, confirmed on the loop: a signal handler may wait for a confirm in
+        # the midst of what its thread adds.
+        self._lock = threading.RLock()
+        self._added = self._confirmed = 0
         self._end: Future[None] = Future()
         self._is_left = False
         self.failures: list[tuple[Message, Exception]] = []
 
     def add(self, message: Message) -> Done:
         with self._lock:
-            self._awaited += 1
+            self._added += 1
 
         def confirmed(error: Exception | None) -> None:
-            with self._lock:
-                self._awaited -= 1
-                if error is not None:
-                    self.failures.append((message, error))
+            if error is not None and not isinstance(error, CancelledError):
+                self.failures.append((message, error))
+            self._confirmed += 1
             self._end_if_done()
 
         return confirmed
 
+    def refuse(self, message: Message, error: Exception | None) -> None:
+        """Take back what was added and could not be sent; in any thread."""
+        if error is not None:
+            self.failures.append((message, error))
+        with self._lock:
+            self._added -= 1
+        self._end_if_done()
+
     @property
     def is_over(self) -> bool:
         """True when nobody looks at the failures any more."""
-        return self._is_left and not self._awaited
+        return self._is_left and self._confirmed == self._added
 
     def ended(self) -> Future[None]:
         """Return the future that ends when nothing is awaited any more."""
@@ -256,7 +297,7 @@ class _Pipeline:
         return self._end
 
     def _end_if_done(self) -> None:
-        if self._is_left and not self._awaited:
+        if self.is_over:
             with contextlib.suppress(InvalidStateError):  # it was over, or cancelled
                 self._end.set_result(None)
 
@@ -386,14 +427,19 @@ class _Window:
         while self._kept and (self._unconfirmed < self._limit or self._is_closed):
             message, address, done, begun = self._kept.popleft()
             if begun is not None and not begun.set_running_or_notify_cancel():
-                done(None)
+                done(CancelledError())
                 continue
             if begun is not None:
                 begun.set_result(None)
             if self._is_closed:
                 done(exceptions.ConnectionFailed("the connection was closed by this program"))
             elif message.time_left == 0:
-                done(None)
+                done(
+                    exceptions.CallTimeout(
+                        f"no answer from {message.destination} in time; nothing was sent, for "
+                        f"{self._limit} messages (max_unconfirmed) awaited their confirm"
+                    )
+                )
             else:
                 self._send(message, address, done)
 
@@ -420,7 +466,14 @@ class _Window:
 class _Connector:
     """Where a client's messages go; begins to connect when the first one is sent."""
 
-    def __init__(self, config: ConnectionConfig, addresses: AddressBook, serializer: str) -> None:
+    def __init__(
+        self,
+        config: ConnectionConfig,
+        addresses: AddressBook,
+        serializer: str,
+        *,
+        chain: Sequence[Middleware] = (),
+    ) -> None:
         self._config = config
         self._transport = plugins.load(
             plugins.TRANSPORTS,
@@ -430,6 +483,7 @@ class _Connector:
         self._transport.check(config)
         self._addresses = addresses
         self._serializers = Serializers(serializer, ("json", "msgpack"))
+        self._outgoing = Outgoing(chain, _Vitals(self, config.scheme)) if chain else None
         self._connecting = threading.Lock()
         self._process = os.getpid()
         self._goodbye: weakref.finalize[..., Any] | None = None
@@ -470,7 +524,12 @@ class _Connector:
         if link is not None:
             link.close()
 
-    def _address_of(self, message: Request | Notification) -> Address:
+    @property
+    def link(self) -> _Link | None:
+        """The connection, once a message began one."""
+        return self._link
+
+    def _address_of(self, message: Message) -> Address:
         if isinstance(message, Request):
             assert message.destination is not None
             return self._addresses.of_request(message.destination)
@@ -478,39 +537,82 @@ class _Connector:
         return self._addresses.of_notification(message.source)
 
 
+class _Vitals:
+    """What a client tells its middleware of itself."""
+
+    is_server = False
+
+    def __init__(self, connector: _Connector, scheme: str) -> None:
+        # Weak: middleware that lives on does not keep the client from saying goodbye.
+        self._connector = weakref.ref(connector)
+        self.scheme = scheme
+        self.pages: dict[str, Page] = {}
+        self.looks: list[Callable[[], None]] = []
+
+    @property
+    def _link(self) -> _Link | None:
+        connector = self._connector()
+        return None if connector is None else connector.link
+
+    @property
+    def is_ready(self) -> bool:
+        """True while it is connected; a client that sent nothing yet is not."""
+        link = self._link
+        return link is not None and link.is_usable and link.transport.is_ready
+
+    @property
+    def late_answers(self) -> int:
+        """Answers that nobody waited for any more, on this connection."""
+        link = self._link
+        return 0 if link is None else link.caller.late_answers
+
+
 class _Sender(_Connector):
     """The Sender of a client's proxies."""
 
-    def send(self, message: Request | Notification) -> None:
+    def send(self, message: Message, telling: Telling | None = None) -> None:
+        if self._outgoing is not None and telling is None:
+            # Around all of this: middleware hears also that there is no broker.
+            with self._outgoing.publishing(message) as sending:
+                self.send(sending.message, sending.telling)
+            return
         pipeline = _open_pipeline()
         if pipeline is None:
-            _may_wait()
+            _may_wait(self._link)
         link = self._begin()
         if not link.is_open:
-            timeout = self._config.publish_timeout
-            try:
-                link.opened.result(timeout)
-            except TimeoutError:
-                if link.opened.done():  # the connecting's own
-                    raise
-                raise link.not_connected(timeout) from None
+            self._wait_until_open(link)
         address = self._address_of(message)
         if isinstance(message, Notification) and address.exchange not in link.exchanges:
             link.loop.run(link.declare(address.exchange, self._config.publish_timeout))
         if pipeline is not None:
             done = pipeline.add(message)
+            refuse: Done = functools.partial(pipeline.refuse, message)
+            if telling is not None:
+                done, refuse = telling(done), telling(refuse)
             try:
                 link.publisher.send(message, address, self._serializers.default, done)
             except exceptions.TavridaError as error:
-                done(error)
+                refuse(error)
             except BaseException:
-                done(exceptions.PublishFailed("it was interrupted before it was sent"))
+                refuse(exceptions.PublishFailed("it was interrupted before it was sent"))
                 raise
             return
         confirmed: Future[None] = Future()
-        end = functools.partial(_confirm, confirmed)
+        end: Done = functools.partial(_confirm, confirmed)
+        if telling is not None:
+            end = telling(end)
         link.publisher.send(message, address, self._serializers.default, end)
         confirmed.result()
+
+    def _wait_until_open(self, link: _Link) -> None:
+        timeout = self._config.publish_timeout
+        try:
+            link.opened.result(timeout)
+        except TimeoutError:
+            if link.opened.done():  # the connecting's own
+                raise
+            raise link.not_connected(timeout) from None
 
     def call(self, request: Request, timeout: float | None) -> IncomingResponse:
         if request.reply_to:
@@ -518,7 +620,9 @@ class _Sender(_Connector):
                 f"a client cannot receive what goes to reply_to={request.reply_to!r}: leave it "
                 "out to wait for the answer here, or cast()"
             )
-        _may_wait()
+        _may_wait(self._link)
+        if self._outgoing is not None:
+            return self.ask(request, timeout).result()
         answer = Waiting()
         self._ask(request, timeout, answer)
         return answer.result()
@@ -530,18 +634,25 @@ class _Sender(_Connector):
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         answer: Future[IncomingResponse] = Future()
-        caller = self._ask(request, timeout, answer)
+        if self._outgoing is None:
+            caller = self._ask(request, timeout, answer)
+        else:
+            with self._outgoing.called(request, answer):
+                caller = self._ask(request, timeout, answer)
         forget_cancelled(answer, caller, request)
         return answer
 
-    def _ask(self, request: Request, timeout: float | None, answer: Answer) -> Caller:
+    def _ask(
+        self, request: Request, timeout: float | None, answer: Waiting | Future[IncomingResponse]
+    ) -> Caller:
         link = self._begin()
         address = self._address_of(request)
 
-        def send(message: Request, done: Done) -> None:
+        def send(message: Message, done: Done) -> None:
             link.publisher.send(message, address, self._serializers.default, done)
 
-        link.caller.ask(request, timeout, None, send, answer)
+        through = send if self._outgoing is None else self._outgoing.through(send)
+        link.caller.ask(request, timeout, None, through, answer)
         return link.caller
 
 
@@ -590,6 +701,16 @@ class _AsyncSender(_Connector):
         return await asyncio.to_thread(self._begin)
 
     async def send(self, message: Request | Notification) -> None:
+        if self._outgoing is None:
+            sent = await self._send(message, None)
+        else:
+            with self._outgoing.publishing(message) as sending:
+                sent = await self._send(sending.message, sending.telling)
+        if sent is not None:
+            await sent
+
+    async def _send(self, message: Message, telling: Telling | None) -> Awaitable[None] | None:
+        """Hand a message over; return what ends with its confirm, or its begin in a pipeline."""
         link = await self._begun()
         if not link.is_open:
             timeout = self._config.publish_timeout
@@ -607,32 +728,48 @@ class _AsyncSender(_Connector):
         if pipeline is not None:
             begun: Future[None] = Future()
             done = pipeline.add(message)
+            refuse: Done = functools.partial(pipeline.refuse, message)
+            if telling is not None:
+                done, refuse = telling(done), telling(refuse)
             try:
                 link.loop.submit(link.window.send, message, address, done, begun)
             except exceptions.TavridaError as error:
-                done(error)
-                return
-            await asyncio.wrap_future(begun)
-            return
+                refuse(error)
+                return None
+            return asyncio.wrap_future(begun)
         future, confirmed = self._future()
-        link.loop.submit(link.window.send, message, address, functools.partial(_confirm, confirmed))
-        await future
+        end: Done = functools.partial(_confirm, confirmed)
+        if telling is not None:
+            end = telling(end)
+        link.loop.submit(link.window.send, message, address, end)
+        return future
 
     async def ask(self, request: Request, timeout: float | None) -> IncomingResponse:
-        link = await self._begun()
-        address = self._address_of(request)
-
-        def send(message: Request, done: Done) -> None:
-            link.loop.submit(link.window.send, message, address, done)
-
         future, answer = self._future()
-        link.caller.ask(request, timeout, None, send, answer)
+        if self._outgoing is None:
+            caller = await self._ask(request, timeout, answer)
+        else:
+            with self._outgoing.called(request, future):
+                caller = await self._ask(request, timeout, answer)
         try:
             response: IncomingResponse = await future
         finally:
             if future.cancelled():
-                link.caller.forget(request)
+                caller.forget(request)
         return response
+
+    async def _ask(
+        self, request: Request, timeout: float | None, answer: _Distant[IncomingResponse]
+    ) -> Caller:
+        link = await self._begun()
+        address = self._address_of(request)
+
+        def send(message: Message, done: Done) -> None:
+            link.loop.submit(link.window.send, message, address, done)
+
+        through = send if self._outgoing is None else self._outgoing.through(send)
+        link.caller.ask(request, timeout, None, through, answer)
+        return link.caller
 
 
 def _confirm(confirmed: Future[None] | _Distant[None], error: Exception | None) -> None:
@@ -643,8 +780,14 @@ def _confirm(confirmed: Future[None] | _Distant[None], error: Exception | None) 
             confirmed.set_exception(error)
 
 
-def _may_wait() -> None:
+def _may_wait(link: _Link | None) -> None:
     """Raise CallError where waiting would block the event loop of a server or client."""
+    if link is not None and link.loop.is_busy_here:
+        raise exceptions.CallError(
+            "this is a signal handler, and the thread that it interrupted was just sending "
+            "something, which goes on only after it: set a flag here, or use .future() and do not "
+            "wait for it"
+        )
     if is_on_a_loop():
         raise exceptions.CallError(
             "this runs on an event loop and would block it: in an async def handler, await a call "

@@ -114,6 +114,30 @@ def _fault_of(url: str) -> str:
     )
 
 
+def _fault_of_management(url: str) -> str:
+    """Return why a url cannot be that of RabbitMQ's management, or nothing."""
+    try:
+        parts = urlsplit(url)
+        behind = (parts.path, parts.query, parts.fragment)
+        faults = {
+            "is no url of HTTP": parts.scheme not in ("http", "https"),
+            "has an @ behind its host": any("@" in part for part in behind),
+            "has no host": not parts.hostname,
+            "has port 0": parts.port == 0,
+            "has a user and no password": bool(parts.username and not parts.password),
+            "has a ? or #": bool(parts.query or parts.fragment),
+        }
+    except ValueError:  # its text may have the password
+        faults = {"cannot be read": True}
+    why = next((fault for fault, is_so in faults.items() if is_so), "")
+    if not why:
+        return ""
+    return (
+        f"{redact(url)!r} {why}: write it as http://HOST:15672 or http://USER:PASSWORD@HOST:15672, "
+        "and the characters / # ? @ : in a user name or password as %2F %23 %3F %40 %3A"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """A user name and password for the broker. The password never shows in ``repr``.
@@ -154,6 +178,14 @@ class ConnectionConfig:
         "A virtual host '/' is written %2F, a dollar sign $$. sqlite:///PATH/bus.db needs no "
         "broker and connects the processes of one machine; without any url it is such a file in "
         "the user's state folder, $XDG_STATE_HOME/tavrida/bus.db.",
+        secret=True,
+    )
+    management_url: str = option(
+        "",
+        "RabbitMQ's management (its plugin rabbitmq_management), which tavrida status asks for "
+        "what AMQP does not tell: http://HOST:15672, or https. User and password, where it has "
+        "none, are those of the connection, and need the tag monitoring. A dollar sign is "
+        "written $$.",
         secret=True,
     )
     password_file: str = option(
@@ -261,6 +293,8 @@ class ConnectionConfig:
             if not 0 < self.port < 65536:
                 faults.append(f"port={self.port!r} should be from 1 to 65535")
             faults += [f"url: {fault}" for fault in map(_fault_of, self.url) if fault]
+            if self.management_url and (fault := _fault_of_management(self.management_url)):
+                faults.append(f"management_url: {fault}")
         if faults:
             raise exceptions.ConfigError(*faults)
         if self.password_file and self.password_command:
@@ -420,6 +454,20 @@ class ServerSettings:
         if unknown:
             raise exceptions.ConfigError(*unknown)
         return cls(**keywords)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """The ``[client]`` section: clients that are made from the files."""
+
+    outgoing_middleware: tuple[str, ...] = option(
+        (),
+        "Plugins (tavrida.middleware) that see every message of a client before it is sent, in "
+        "order.",
+    )
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

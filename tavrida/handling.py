@@ -64,13 +64,15 @@ class Processing(Protocol):
     def start_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine on the loop, and keep hold of it until it ends."""
 
-    def task_ended(self) -> None:
+    def task_ended(self, handling: Handling) -> None:
         """Called as the last thing that the task of an ``async def`` handler does."""
 
     def run_in_thread(self, job: Callable[[], None]) -> None:
         """Run a job that may block, in a thread that is none of the handlers'."""
 
-    def awaiting(self, request: Request) -> contextlib.AbstractContextManager[None]:
+    def awaiting(
+        self, handling: Handling, request: Request
+    ) -> contextlib.AbstractContextManager[None]:
         """Return a block in which this handler only waits for the answer. Thread-safe."""
 
     def ended(self, handling: Handling, error: BaseException | None) -> None:
@@ -203,7 +205,7 @@ class Handling:
             try:
                 self._processor.loop.last(functools.partial(self._ended, *ended))
             finally:
-                self._processor.task_ended()
+                self._processor.task_ended(self)
 
     async def _run_async(self) -> tuple[object, BaseException | None] | None:
         """Return how the handler ended; None where the server did not wait for that."""
@@ -320,7 +322,7 @@ class Handling:
         answer: Waiting | Future[IncomingResponse]
         answer = Future() if self._placement.calling else Waiting()
         self._ask(request, timeout, answer)
-        with self._processor.awaiting(request):
+        with self._processor.awaiting(self, request):
             return answer.result()
 
     async def wait_async(self, request: Request) -> IncomingResponse:
@@ -330,7 +332,7 @@ class Handling:
         answer: asyncio.Future[IncomingResponse] = asyncio.get_running_loop().create_future()
         self._ask(request, None, answer)
         try:
-            with self._processor.awaiting(request):
+            with self._processor.awaiting(self, request):
                 return await answer
         finally:
             if answer.cancelled():
@@ -353,7 +355,8 @@ class Handling:
         assert self._placement is not None
         if self._placement.calling:
             assert isinstance(answer, Future | asyncio.Future)
-            middleware.call(self._placement.calling, request, ask, answer)
+            with middleware.called(self._placement.calling, request, answer):
+                ask()
         else:
             ask()
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Health: whether a server lives and is ready, told over HTTP from a thread of its own.
 
-Nothing here waits for the server's event loop or for a handler. docs/observability.md tells what
+Nothing here waits for the server's event loop or for a handler. Of several worker processes,
+whichever is asked answers for all, by what they tell each other. docs/observability.md tells what
 the answers mean.
 """
 
@@ -13,13 +14,16 @@ import contextlib
 import http
 import json
 import logging
+import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tavrida import context, exceptions
+from tavrida.board import Seat
 from tavrida.calls import Caller
 from tavrida.config import HealthSettings
 from tavrida.handling import Handling
@@ -42,12 +46,25 @@ MAX_CONNECTIONS = 32
 #: Bytes of the head of a request at most.
 MAX_HEAD = 8192
 
+#: Seconds after which a worker that tells nothing is not ready: its process is stopped or stuck.
+SILENCE = 3.0
+
+#: Of each list, what is told to the other workers where it is too much for the board.
+_FEW = 3
+
 #: What a server does, as /ready tells it.
 STARTING, SERVING, STOPPING = "starting", "serving", "stopping"
+
+#: A worker that is not there: its master is about to start it, or waits with that.
+GONE = "gone"
+
+_LIVES = {"live": True, "reasons": (), "loop_seconds": 0.0}
 
 
 class Vitals:
     """What a running server tells of itself. Thread-safe; nothing in it waits."""
+
+    is_server = True
 
     def __init__(
         self, incoming: Transport, outgoing: Transport, processor: Processor, caller: Caller
@@ -191,16 +208,18 @@ def _names(handling: Handling) -> dict[str, str]:
 class Health:
     """Answers over HTTP, in a thread of its own, until it is closed.
 
-    ``listening`` is a socket for that, which other processes may share; without one, it listens
-    by itself.
+    With a ``seat`` it is one of several processes that answer for each other; without one, it
+    listens by itself.
 
     Raises:
         ConfigError: the port is taken, or the address is none of this machine.
     """
 
-    def __init__(self, settings: HealthSettings, listening: socket.socket | None = None) -> None:
+    def __init__(self, settings: HealthSettings, seat: Seat | None = None) -> None:
         self._settings = settings
-        self._socket = listening or listen(settings)
+        self._seat = seat
+        self._telling = threading.Lock()
+        self._socket = listen(settings) if seat is None else seat.listening
         self._own: LoopThread | None = None
         self._clients: set[asyncio.StreamWriter] = set()
 
@@ -237,7 +256,7 @@ class Health:
 
     async def _look(self) -> None:
         while True:
-            for look in (self._watch.look, *self._vitals.looks):
+            for look in (self._watch.look, *self._vitals.looks, self.tell):
                 try:
                     look()
                 except Exception:
@@ -297,15 +316,21 @@ class Health:
         return 404, *_json({"error": f"there is only {', '.join(pages)}"})
 
     def live(self) -> dict[str, Any]:
-        """Return whether the process can go on at all, for JSON."""
+        """Return whether the process can go on at all, or all workers can, for JSON."""
+        return self._own_life() if self._seat is None else _life_of(list(self._workers()))
+
+    def ready(self) -> dict[str, Any]:
+        """Return whether messages are served, by all workers, and why not, for JSON."""
+        return self._own_readiness() if self._seat is None else _readiness_of(list(self._workers()))
+
+    def _own_life(self) -> dict[str, Any]:
         return {
             "live": not self._watch.is_loop_stuck,
             "reasons": self._loop_reasons(),
             "loop_seconds": round(self._watch.loop_seconds, 3),
         }
 
-    def ready(self) -> dict[str, Any]:
-        """Return whether messages are served, and why not, for JSON."""
+    def _own_readiness(self) -> dict[str, Any]:
         vitals = self._vitals
         connections = vitals.connections()
         reasons = [] if vitals.state == SERVING else [f"the server is {vitals.state}"]
@@ -329,6 +354,104 @@ class Health:
             return []
         seconds = f"{self._watch.loop_seconds:.0f} s"
         return [f"the event loop has been held up for {seconds}: the log tells where"]
+
+    # -- several workers
+
+    def tell(self) -> None:
+        """Have the other workers know at once how this one is. Any thread."""
+        if self._seat is None:
+            return
+        with self._telling:
+            told = self._told()
+            try:
+                self._seat.board.tell(self._seat.number, told)
+            except ValueError:
+                told["ready"] = _cut(told["ready"])
+                self._seat.board.tell(self._seat.number, told)
+
+    def _told(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "live": self._own_life(), "ready": self._own_readiness()}
+
+    def _workers(self) -> Iterator[dict[str, Any]]:
+        """Yield what all workers tell, in the order of their numbers."""
+        assert self._seat is not None
+        for number in range(1, self._seat.board.count + 1):
+            found = self._seat.board.read(number)
+            if number == self._seat.number:
+                found = (0.0, self._told())
+            yield {"worker": number} | self._judged(found)
+
+    def _judged(self, found: tuple[float, dict[str, Any]] | None) -> dict[str, Any]:
+        """Return what a worker told, where that can be what it is now."""
+        if found is None:
+            told = _silent("it does not run, or not yet", GONE)
+            return {"pid": None, "live": _LIVES, "ready": told}
+        seconds, told = found
+        if seconds <= SILENCE:
+            return told
+        why = f"it has told nothing for {seconds:.0f} s: its process is stopped or stuck"
+        if seconds > self._settings.stuck_loop:
+            told["live"] = {"live": False, "reasons": [why], "loop_seconds": round(seconds, 3)}
+        return told | {"ready": _silent(why, told["ready"]["state"])}
+
+
+def _silent(why: str, state: str) -> dict[str, Any]:
+    """Return the readiness of a worker that does not tell it itself."""
+    return {
+        "ready": False,
+        "reasons": [why],
+        "state": state,
+        "connections": {},
+        "paused_queues": [],
+        "stuck_handlers": [],
+    }
+
+
+def _cut(ready: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told of readiness with a few of everything."""
+    return {
+        **ready,
+        "reasons": [reason[:500] for reason in ready["reasons"][:_FEW]],
+        "connections": {},
+        "paused_queues": ready["paused_queues"][:_FEW],
+        "stuck_handlers": ready["stuck_handlers"][:_FEW],
+    }
+
+
+def _life_of(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "live": all(each["live"]["live"] for each in workers),
+        "reasons": _reasons_of(workers, "live"),
+        "loop_seconds": max(each["live"]["loop_seconds"] for each in workers),
+        "workers": [_names_of(each) | each["live"] for each in workers],
+    }
+
+
+def _readiness_of(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the same names as of one process, and what each worker tells."""
+    return {
+        "ready": all(each["ready"]["ready"] for each in workers),
+        "reasons": _reasons_of(workers, "ready"),
+        "paused_queues": sorted({q for each in workers for q in each["ready"]["paused_queues"]}),
+        "stuck_handlers": [
+            _names_of(each) | handler
+            for each in workers
+            for handler in each["ready"]["stuck_handlers"]
+        ],
+        "workers": [_names_of(each) | each["ready"] for each in workers],
+    }
+
+
+def _names_of(worker: dict[str, Any]) -> dict[str, Any]:
+    return {name: worker[name] for name in ("worker", "pid")}
+
+
+def _reasons_of(workers: list[dict[str, Any]], what: str) -> list[str]:
+    return [
+        f"worker {each['worker']} (pid {each['pid'] or 'none'}): {reason}"
+        for each in workers
+        for reason in each[what]["reasons"]
+    ]
 
 
 def listen(settings: HealthSettings) -> socket.socket:

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import functools
 import logging
+import selectors
 import sys
 import threading
 import traceback
@@ -82,6 +83,23 @@ class Mailbox:
                 LOG.exception("A callback failed: %r.", callback)
 
 
+class _Selector(selectors.DefaultSelector):
+    """Waits for sockets; meanwhile whoever takes the turn may use what is on the loop."""
+
+    def __init__(self, turn: threading.RLock) -> None:
+        super().__init__()
+        self._turn = turn
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout <= 0:
+            return super().select(timeout)
+        self._turn.release()
+        try:
+            return super().select(timeout)
+        finally:
+            self._turn.acquire()
+
+
 class _Thread(threading.Thread):
     """The thread of a LoopThread."""
 
@@ -99,19 +117,24 @@ class LoopThread:
     """
 
     def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+        # Held by the thread of the loop, except while that waits for something to do.
+        self._turn = threading.RLock()
+        # What threading.Condition asks it; typeshed does not know.
+        self._has_turn: Callable[[], bool] = self._turn._is_owned  # type: ignore[attr-defined] # noqa: SLF001
+        self.loop = asyncio.SelectorEventLoop(_Selector(self._turn))
         self._mailbox = Mailbox(self.loop, self.turn)
         # What asyncio's own loops have ready to run; others do not tell.
         self._ready: Collection[object] = getattr(self.loop, "_ready", (None,))
         self._at_end: list[Callable[[], object]] = []
         self._is_in_turn = False
         self._is_stopped = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # signal handlers, too, start what they send
         self._thread = _Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        self._turn.acquire()
         try:
             while not self._is_stopped:
                 try:
@@ -162,6 +185,40 @@ class LoopThread:
             with contextlib.suppress(ValueError):
                 self._mailbox.waiting.remove((callback, args))
                 raise _closed()
+
+    def do_now(self, work: Callable[..., bool], *args: Any) -> bool:
+        """Do some work of the loop at once, in this other thread, where the loop has none.
+
+        Waking the loop for it takes tens of microseconds. Return what the work returned; False
+        where it was not done, because the loop is busy or stopped. The work has to be short, must
+        not run a user's code, and of the loop may use only what wakes it or ``call_soon``. In the
+        main thread a signal handler may raise anywhere in it. Thread-safe.
+        """
+        turn = self._turn
+        if self._mailbox.waiting or self._is_stopped or self._has_turn():
+            return False
+        try:
+            is_free = turn.acquire(blocking=False)
+        except BaseException:  # of a signal handler, before the acquire or right behind it
+            try:  # noqa: SIM105 - nothing may run before the release: another handler could raise
+                turn.release()
+            except RuntimeError:
+                pass  # it was before
+            raise
+        if not is_free:
+            return False
+        try:
+            is_done = work(*args)
+        finally:
+            turn.release()
+        if self._ready:
+            self._mailbox.put(_nothing)
+        return is_done
+
+    @property
+    def is_busy_here(self) -> bool:
+        """True in what interrupted ``do_now`` in this thread: a signal handler."""
+        return self._has_turn() and not self.is_current
 
     def turn(self, work: Callable[[], object]) -> None:
         """Do some work whose end is worth to wait for with what it has to send; on the loop."""
@@ -230,6 +287,36 @@ class LoopThread:
                 self.loop.call_soon_threadsafe(self.loop.stop)
         if not self.is_current:
             self._thread.join()
+
+
+def _nothing() -> None:
+    """Wake the loop."""
+
+
+async def in_thread(function: Callable[[], Result], name: str) -> Result:
+    """Run a function that may block; when it does so for ever, nobody waits for it."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Result] = loop.create_future()
+
+    def end(value: Any, error: BaseException | None) -> None:
+        if result.cancelled():
+            return
+        if error is None:
+            result.set_result(value)
+        else:
+            result.set_exception(error)
+
+    def run() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: it came too late
+            loop.call_soon_threadsafe(end, value, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await result
 
 
 def _closed() -> exceptions.ConnectionFailed:

@@ -6,10 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import contextvars
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from types import CoroutineType
+import threading
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from types import CoroutineType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from tavrida import exceptions, messages
@@ -28,7 +39,7 @@ Page = Callable[[str], tuple[str, bytes]]
 
 
 class Vitals(Protocol):
-    """What a running server tells of itself; from any thread, and without waiting."""
+    """What a server or client tells of itself; from any thread, and without waiting."""
 
     #: What answers at further paths of the health server: "/metrics", for instance.
     pages: dict[str, Page]
@@ -36,15 +47,20 @@ class Vitals(Protocol):
     looks: list[Callable[[], None]]
     #: With what the url of the broker begins: "amqp", "sqlite".
     scheme: str
+    #: False in a client: it has no health server, so that nobody asks for its pages and looks.
+    is_server: bool
 
     @property
     def is_ready(self) -> bool:
-        """True while it is connected and the broker has confirmed every consumer."""
+        """True while it is connected and the broker has confirmed every consumer, if any."""
 
     @property
     def late_answers(self) -> int:
         """Answers that nobody waited for any more."""
 
+
+#: As in ``tavrida.plugins.transports``, which is above this.
+_Done = Callable[[Exception | None], None]
 
 #: What waits for an answer: in a thread, or on an event loop.
 Answer = concurrent.futures.Future[IncomingResponse] | asyncio.Future[IncomingResponse]
@@ -69,6 +85,13 @@ class Middleware:
     On the way in, all methods may be ``async def``. They run on the event loop then, also for a
     ``def`` handler, whose worker thread waits for them. On the way out all methods are plain.
     ``before_settle`` runs in a thread of its own, whatever the handler is, and may block.
+
+    A client has the methods of the way out only: ``process``, ``before_publish`` and
+    ``after_publish``, ``before_call`` and ``after_call``. They run in the ``contextvars`` context
+    of who calls, casts or publishes. Those that begin something run in its thread, or in its task
+    of an ``AsyncRPCClient``; but for a call that has to wait for the connection, ``process`` and
+    ``before_publish`` run on the client's own event loop. Those that end it run where its end is
+    known. None may block.
     """
 
     @classmethod
@@ -86,7 +109,10 @@ class Middleware:
         return cls()
 
     def observe(self, vitals: Vitals) -> None:
-        """Called before a server that uses it connects; also for several of its services, once."""
+        """Called before a server that uses it connects; also for several of its services, once.
+
+        By a client before its first message, and once more in a forked child.
+        """
 
     def process(self, message: Message) -> Message | Awaitable[Message]:
         """Return the message, changed or not, or another of its kind.
@@ -143,7 +169,7 @@ class Middleware:
         """
 
     def before_call(self, message: Request) -> None:
-        """Called before a request whose answer a handler waits for; ``before_publish`` follows.
+        """Called before a request whose answer is waited for; ``before_publish`` follows.
 
         Not for ``call()`` in a handler, whose answer comes to a handler of its own.
         """
@@ -258,14 +284,17 @@ def before_dead_letter(
             LOG.exception("%s.before_dead_letter failed.", type(middleware).__name__)
 
 
-def call(
-    chain: Sequence[Middleware], message: Request, send: Callable[[], None], answer: Answer
-) -> None:
-    """Send a request whose answer is waited for; tell the chain before it, and how it ended."""
+@contextlib.contextmanager
+def called(chain: Sequence[Middleware], message: Request, answer: Answer) -> Iterator[None]:
+    """Tell the chain of a request whose answer is waited for, before the block sends it and after.
+
+    Once, in the context of now: when ``answer`` has ended, or the block raised.
+    """
     for middleware in chain:
         _tell(middleware, "before_call", message)
+    here = contextvars.copy_context()
     try:
-        send()
+        yield
     except BaseException as error:
         for middleware in chain:
             _tell(middleware, "after_call", message, None, error)
@@ -278,7 +307,7 @@ def call(
             error = cancelled
         for middleware in chain:
             result = None if error is not None else answer.result()
-            _tell(middleware, "after_call", message, result, error)
+            here.run(_tell, middleware, "after_call", message, result, error)
 
     answer.add_done_callback(ended)
 
@@ -361,6 +390,62 @@ def outgoing(chain: Sequence[Middleware], message: Message) -> Message:
             raise _wrong(middleware, result, " or ".join(k.__name__ for k in kinds))
         message = result
     return message
+
+
+class Publishing:
+    """The block that sends a message; ``message`` is what the chain made of it.
+
+    The chain is told once how it ended: by a ``done`` of ``telling``, or by what the block raises.
+    A class, because a generator would take twice as long.
+
+    Raises:
+        UnknownResult: as ``outgoing``.
+    """
+
+    __slots__ = ("_chain", "_here", "_once", "message")
+
+    def __init__(self, chain: Sequence[Middleware], message: Message) -> None:
+        self._chain = chain
+        self.message = outgoing(chain, message)
+        self._here = contextvars.copy_context()
+        # A Ctrl-C may end the block after the message went, and then that ends too.
+        self._once = threading.Lock()
+
+    def __enter__(self) -> Self:
+        try:
+            for each in self._chain:
+                each.before_publish(self.message)
+        except BaseException as error:
+            self._tell(error)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._tell(error)
+
+    def telling(self, done: _Done) -> _Done:
+        """Return what tells the chain first."""
+
+        def finished(error: Exception | None) -> None:
+            self._tell(error)
+            done(error)
+
+        return finished
+
+    def _tell(self, error: BaseException | None) -> None:
+        if not self._once.acquire(blocking=False):
+            return
+        for each in self._chain:
+            try:
+                self._here.run(each.after_publish, self.message, error)
+            except BaseException:  # also SystemExit: ``done`` has to be called
+                LOG.exception("%s.after_publish failed.", type(each).__name__)
 
 
 def _wrong(middleware: Middleware, result: object, expected: str) -> exceptions.UnknownResult:

@@ -25,6 +25,7 @@ from oslo_config import cfg
 from tavrida import dispatcher, exceptions, inifiles, masks, plugins, state
 from tavrida.config import (
     MAX_NUMBER,
+    ClientSettings,
     ConnectionConfig,
     HealthSettings,
     LogSettings,
@@ -51,6 +52,9 @@ class Parsed(cfg.ConfigOpts):
     files: tuple[Path, ...] = ()
 
 
+#: By name, what makes middleware with its options; it raises ConfigError.
+Makers = Mapping[str, Callable[[], Middleware]]
+
 #: How a type of a settings field is read from the ini.
 _OPTION_TYPES: dict[type, type[cfg.Opt]] = {
     str: cfg.StrOpt,
@@ -64,6 +68,7 @@ _OPTION_TYPES: dict[type, type[cfg.Opt]] = {
 SECTIONS: dict[str, type] = {
     "connection": ConnectionConfig,
     "server": ServerSettings,
+    "client": ClientSettings,
     "log": LogSettings,
     "health": HealthSettings,
     "outbox": OutboxSettings,
@@ -192,13 +197,14 @@ class Configuration:
 
     connection: ConnectionConfig
     server: ServerSettings
+    client: ClientSettings
     log: LogSettings
     health: HealthSettings
     outbox: OutboxSettings
     services: tuple[ServiceSection, ...]
     retries: Retries
-    #: By name, what makes the middleware that [server] names: one object for all services.
-    middleware: Mapping[str, Callable[[], Middleware]]
+    #: What makes the middleware that [server] names: one object for all services.
+    middleware: Makers
     #: The value of every option that was read, by section and name; and which of tavrida's own
     #: take effect without a restart.
     values: Mapping[tuple[str, str], Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -326,7 +332,10 @@ def _survey(reader: _Reader) -> Configuration:
         with reader.faults.collected():
             services.append(reader.service(name))
     retries = reader.retries(names, {each.name: each.controller for each in services})
-    middleware = reader.middleware(settings["server"])
+    server = settings["server"]
+    middleware = reader.middleware((*server.incoming_middleware, *server.outgoing_middleware))
+    # A server makes no use of it, but whoever checks the file wants to hear of all faults.
+    reader.middleware(settings["client"].outgoing_middleware)
     reader.check_strangers()
     return Configuration(
         **settings,
@@ -356,10 +365,21 @@ def read(conf: Parsed) -> Configuration:
     return configuration
 
 
-def read_client(conf: Parsed, service: str) -> tuple[ConnectionConfig, Discovery]:
-    """Return what a client needs to reach a service: the connection, and where the service is.
+def made(makers: Makers) -> dict[str, Middleware]:
+    """Return middleware by name, in the same order; raise ConfigError with all that cannot be."""
+    faults = exceptions.Faults()
+    found = {}
+    for name, make in makers.items():
+        with faults.collected():
+            found[name] = make()
+    faults.check()
+    return found
 
-    That is the exchange of its ``[service:NAME]`` section, or what the first
+
+def read_client(conf: Parsed, service: str) -> tuple[ConnectionConfig, Discovery, Makers]:
+    """Return what a client of a service needs: connection, where the service is, middleware.
+
+    Where it is says the exchange of its ``[service:NAME]`` section, or what the first
     ``[discovery:NAME]`` section says that knows it, or else the convention.
 
     Raises:
@@ -379,10 +399,17 @@ def read_client(conf: Parsed, service: str) -> tuple[ConnectionConfig, Discovery
         discovery.register_remote_service(service, values["exchange"] or service)
         if values["publish_exchange"]:
             discovery.register_local_publisher(service, values["publish_exchange"])
-    reader.retries((), None)
-    reader.check_strangers()
-    reader.faults.check()
-    return settings["connection"], discovery
+    middleware = reader.middleware(settings["client"].outgoing_middleware)
+    _check(reader)
+    return settings["connection"], discovery, middleware
+
+
+def read_clients(conf: Parsed) -> tuple[ConnectionConfig, Discovery, Makers]:
+    """Return what a client of any service needs; as ``read_client``."""
+    reader, settings, everywhere, _ = _read_everywhere(conf)
+    middleware = reader.middleware(settings["client"].outgoing_middleware)
+    _check(reader)
+    return settings["connection"], everywhere, middleware
 
 
 def read_queues(conf: Parsed) -> tuple[ConnectionConfig, dict[str, str]]:
@@ -400,9 +427,7 @@ def read_queues(conf: Parsed) -> tuple[ConnectionConfig, dict[str, str]]:
     queues = {}
     for name in dict.fromkeys([*settings["server"].services, *names]):
         queues[name] = reader.client_values(f"service:{name}")["queue"] or name
-    reader.retries((), None)
-    reader.check_strangers()
-    reader.faults.check()
+    _check(reader)
     return settings["connection"], queues
 
 
@@ -416,7 +441,8 @@ def read_outbox(
     Raises:
         ConfigError: as ``read``, for the sections that are read here.
     """
-    settings, everywhere, _ = _read_everywhere(conf)
+    reader, settings, everywhere, _ = _read_everywhere(conf)
+    _check(reader)
     return settings["connection"], everywhere, settings["outbox"], settings["log"]
 
 
@@ -428,12 +454,16 @@ def read_services(conf: Parsed) -> tuple[ConnectionConfig, Discovery, tuple[str,
     Raises:
         ConfigError: as ``read``, for the sections that are read here.
     """
-    settings, everywhere, names = _read_everywhere(conf)
+    reader, settings, everywhere, names = _read_everywhere(conf)
+    _check(reader)
     return settings["connection"], everywhere, tuple(dict.fromkeys(names))
 
 
-def _read_everywhere(conf: Parsed) -> tuple[dict[str, Any], Discovery, list[str]]:
-    """Return the fixed sections, the discovery of all services, and the names of those named."""
+def _read_everywhere(conf: Parsed) -> tuple[_Reader, dict[str, Any], Discovery, list[str]]:
+    """Return the fixed sections, the discovery of all services, and the names of those named.
+
+    What is wrong with them the reader knows.
+    """
     reader = _Reader(conf)
     settings = reader.settings()
     names = [*settings["server"].services]
@@ -451,11 +481,15 @@ def _read_everywhere(conf: Parsed) -> tuple[dict[str, Any], Discovery, list[str]
             own.register_remote_service(name, values["exchange"] or name)
             if values["publish_exchange"]:
                 own.register_local_publisher(name, values["publish_exchange"])
+    names += [name for each in discoveries for name in each.registered]
+    return reader, settings, _Everywhere([*discoveries, _default_discovery()]), names
+
+
+def _check(reader: _Reader) -> None:
+    """Raise ConfigError with every fault of the sections that were read, and what nobody reads."""
     reader.retries((), None)
     reader.check_strangers()
     reader.faults.check()
-    names += [name for each in discoveries for name in each.registered]
-    return settings, _Everywhere([*discoveries, _default_discovery()]), names
 
 
 class _Everywhere(Discovery):
@@ -688,13 +722,13 @@ class _Reader:
         with _said_of(group):
             return cls.from_options(values)
 
-    def middleware(self, settings: ServerSettings) -> dict[str, Callable[[], Middleware]]:
-        """Return by name what makes the middleware of the server, with its options.
+    def middleware(self, names: Iterable[str]) -> dict[str, Callable[[], Middleware]]:
+        """Return by name what makes middleware, with its options.
 
-        It raises ConfigError. What cannot be loaded is left out; its faults were told.
+        What cannot be loaded is left out; its faults were told.
         """
         makers: dict[str, Callable[[], Middleware]] = {}
-        for name in dict.fromkeys((*settings.incoming_middleware, *settings.outgoing_middleware)):
+        for name in dict.fromkeys(names):
             group = f"middleware:{name}"
             self._declare(group, ())
             self._opaque.add(group)

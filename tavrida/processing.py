@@ -97,7 +97,10 @@ class Processor:
         self._suspects: Suspects[Handling] = Suspects(loop, self._begin_suspect)
         self.standstill = Standstill(loop, concurrency, self._turns)
         self._open: set[Handling] = set()
+        # The loop itself holds tasks only weakly. Those of ``async def`` handlers stand by what
+        # they handle: to ask asyncio which task runs takes longer than the rest of their end.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[Handling, asyncio.Task[None]] = {}
         self._is_draining = False
         self._all_settled = asyncio.Event()
 
@@ -260,7 +263,7 @@ class Processor:
         assert handling.handler is not None
         if handling.handler.is_async:
             # Its own end takes it out: a callback would cost another turn of the loop.
-            self._tasks.add(self._new_task(handling.run_async()))
+            self._running[handling] = self._new_task(handling.run_async())
         else:
             self._workers.run(handling.run)
         return True
@@ -275,9 +278,9 @@ class Processor:
         # In nobody's context: not in that of the handler whose end let this one begin.
         return self.loop.loop.create_task(coroutine, context=contextvars.Context())
 
-    def task_ended(self) -> None:
+    def task_ended(self, handling: Handling) -> None:
         """Called as the last thing that the task of an ``async def`` handler does."""
-        self._tasks.discard(asyncio.current_task())
+        self._running.pop(handling, None)
 
     def run_in_thread(self, job: Callable[[], None]) -> None:
         """Run a job that may block, in a thread that is none of the handlers'."""
@@ -323,10 +326,13 @@ class Processor:
         for handling in self._suspects.survive(self._open):
             self.settled(handling)
 
-    def awaiting(self, request: Request) -> contextlib.AbstractContextManager[None]:
+    def awaiting(
+        self, handling: Handling, request: Request
+    ) -> contextlib.AbstractContextManager[None]:
         """Return a block in which this handler only waits for the answer. Thread-safe."""
         if self.loop.is_current:
-            is_of_handler = asyncio.current_task() in self._tasks
+            task = self._running.get(handling)
+            is_of_handler = task is not None and task is asyncio.current_task()
         else:
             is_of_handler = self._workers.is_current
         # In a thread or task of the handler's own, the handler itself may go on and end.

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import contextvars
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +16,6 @@ from tavrida.loop import LoopThread
 from tavrida.messages import Message, Notification, Request
 from tavrida.middleware import Middleware
 from tavrida.plugins.transports import Done, Publication, Transport
-
-LOG = logging.getLogger(__name__)
 
 #: Called, on the loop, instead of ``done`` for a message that was not confirmed in time: with how
 #: to send it once more, and how to give it up. It calls one of them, there or later.
@@ -41,8 +37,11 @@ class Publisher:
         self._loop = loop
         self._transport = transport
         self._config = transport.config
-        self._unconfirmed = 0
-        self._lock = threading.Lock()
+        # Messages that were sent, counted under the lock; and those confirmed, on the loop. That
+        # needs no lock then, and a signal handler may wait for a confirm in the midst of what its
+        # thread sends.
+        self._sent = self._confirmed = 0
+        self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
         #: How many threads wait for room.
         self._waiting = 0
@@ -70,40 +69,21 @@ class Publisher:
         """
         # Answers come one for each delivery, so that their number is bounded already.
         if (
-            self._unconfirmed >= OVERDRAFT * self._config.max_unconfirmed
+            self._sent - self._confirmed >= OVERDRAFT * self._config.max_unconfirmed
             and self._loop.is_current
             and isinstance(message, Request | Notification)
         ):
             raise exceptions.PublishFailed(
-                f"{self._unconfirmed} messages await their confirm, {OVERDRAFT} times "
+                f"{self.unconfirmed} messages await their confirm, {OVERDRAFT} times "
                 "max_unconfirmed, and an async def handler cannot wait for room: let it await "
                 "something now and then while it sends, or send from a def handler, which waits"
             )
         if not chain:
             self._send(message, address, codec, done, enveloped=enveloped, keep=keep)
             return
-        message = middleware.outgoing(chain, message)
-
-        here = contextvars.copy_context()
-
-        def tell(error: BaseException | None) -> None:
-            for each in chain:
-                try:
-                    here.run(each.after_publish, message, error)
-                except BaseException:  # also SystemExit: ``done`` has to be called
-                    LOG.exception("%s.after_publish failed.", type(each).__name__)
-
-        def finished(error: Exception | None) -> None:
-            tell(error)
-            done(error)
-
-        try:
-            for each in chain:
-                each.before_publish(message)
-            self._send(message, address, codec, finished, enveloped=enveloped, keep=keep)
-        except BaseException as error:
-            tell(error)
-            raise
+        with middleware.Publishing(chain, message) as sent:
+            end = sent.telling(done)
+            self._send(sent.message, address, codec, end, enveloped=enveloped, keep=keep)
 
     def _send(
         self,
@@ -133,6 +113,11 @@ class Publisher:
         )
 
     @property
+    def unconfirmed(self) -> int:
+        """How many messages await their confirm."""
+        return self._sent - self._confirmed
+
+    @property
     def can_publish(self) -> bool:
         """False while nothing can be published. On the loop."""
         return self._transport.can_publish
@@ -150,9 +135,9 @@ class Publisher:
         self._take_room(may_wait=not is_on_loop, time_left=time_left)
 
         def finished(error: Exception | None) -> None:
-            with self._lock:
-                self._unconfirmed -= 1
-                if self._waiting:
+            self._confirmed += 1
+            if self._waiting:  # set before its thread looks at what is confirmed
+                with self._lock:
                     self._room.notify()
             if error is None:
                 done(None)
@@ -169,19 +154,19 @@ class Publisher:
         if is_on_loop:
             self._transport.publish(publication, finished)
         else:
-            self._loop.submit(self._transport.publish, publication, finished)
+            self._transport.submit(publication, finished)
 
     def _take_room(self, *, may_wait: bool, time_left: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout
         with self._lock:
-            if may_wait and self._unconfirmed >= limit:
+            if may_wait and self._sent - self._confirmed >= limit:
                 if time_left is not None:  # a call ends by its own deadline
                     timeout = min(timeout, time_left)
                 deadline = time.monotonic() + timeout
                 self._waiting += 1
                 try:
                     has_room = self._room.wait_for(
-                        lambda: self._unconfirmed < limit, deadline - time.monotonic()
+                        lambda: self.unconfirmed < limit, deadline - time.monotonic()
                     )
                 finally:
                     self._waiting -= 1
@@ -190,4 +175,4 @@ class Publisher:
                         f"{limit} messages (max_unconfirmed) await their confirm and none came "
                         f"within {timeout:.3g} s"
                     )
-            self._unconfirmed += 1
+            self._sent += 1

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from tavrida import description, dispatcher, exceptions, plugins
 from tavrida.addresses import AddressBook
+from tavrida.board import Seat
 from tavrida.calls import Caller
 from tavrida.config import ConnectionConfig, HealthSettings, ServerSettings
 from tavrida.discovery import LocalDiscovery
@@ -172,8 +173,8 @@ class Server:
         faults.check()
         self._loop: LoopThread | None = None
         self._health: Health | None = None
-        #: Listens for ``health``; of several processes with one port, the first one made it.
-        self.health_socket: socket.socket | None = None
+        #: Where this is one of several processes with one port for ``health``.
+        self.health_seat: Seat | None = None
         # Not an Event: a signal handler may run inside its methods, and would wait for itself.
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._jobs: deque[Callable[[], None]] = deque()
@@ -198,7 +199,7 @@ class Server:
             self._is_stop_requested = self._has_stopped = False
         self._failure = None
         if self.health_settings.port:
-            self._health = Health(self.health_settings, self.health_socket)
+            self._health = Health(self.health_settings, self.health_seat)
         self._loop = loop = LoopThread("tavrida-server")
         self._assemble(loop)
         if self._health is not None:
@@ -212,6 +213,7 @@ class Server:
         if error is None and starting.done() and not starting.cancelled():
             error = starting.exception()
             if error is None:
+                self._tell_others()
                 self._log_that_it_serves()
                 return
         self._abandon(starting)
@@ -374,12 +376,17 @@ class Server:
             )
         LOG.info("tavrida stopped.")
 
+    def _tell_others(self) -> None:
+        if self._health is not None:
+            self._health.tell()
+
     def _close_health(self) -> None:
         if self._health is not None:
             self._health.close()
 
     async def _stop(self) -> int:
         self._vitals.state = STOPPING
+        self._tell_others()
         self._processor.standstill.stop()
         await self._consuming.cancel()
         left = await self._processor.drain(self.settings.graceful_timeout)

@@ -34,7 +34,7 @@ def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[Node]:
     """One RabbitMQ node for all tests; take a `vhost` of it, and never stop or kill it."""
-    _require_rabbitmq()
+    require_rabbitmq()
     with Node() as node:
         yield node
 
@@ -58,12 +58,12 @@ def amqp_url(rabbitmq: Node, vhost: str) -> str:
 @pytest.fixture
 def node() -> Iterator[Callable[[], Node]]:
     """Start a node of the test's own, to be stopped and killed at will; costs about 7 s each."""
-    _require_rabbitmq()
+    require_rabbitmq()
     with ExitStack() as nodes:
         yield lambda: nodes.enter_context(Node())
 
 
-def _require_rabbitmq() -> None:
+def require_rabbitmq() -> None:
     """Skip where a node cannot run; in CI (CI=true) that is a failure."""
     reason = missing()
     if reason is None:

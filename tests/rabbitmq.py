@@ -52,6 +52,18 @@ _PORTS = range(20000, 32000)
 _WATCHDOG = 'read -r _; kill -s KILL -- "-$1"; rm -rf -- "$2"'
 
 
+# How often queues count, in milliseconds, and how often that is collected, in seconds. RabbitMQ's
+# own is 5 s for both.
+_MANAGEMENT = """\
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {port}
+collect_statistics_interval = 1000
+management.sample_retention_policies.global.minute = 1
+management.sample_retention_policies.basic.minute = 1
+management.sample_retention_policies.detailed.minute = 1
+"""
+
+
 class NodeError(Exception):
     """Raised when a node does not start or refuses a command; says what it answered."""
 
@@ -74,9 +86,13 @@ class Node:
     process end without that, even by SIGKILL, a watchdog ends the node and removes its data.
     """
 
-    def __init__(self, cluster: Cluster | None = None) -> None:
-        """Choose the ports and make the data folder; nothing runs yet."""
-        self.port, self._dist_port, self._epmd_port = _free_ports(3)
+    def __init__(self, cluster: Cluster | None = None, *, management: bool = False) -> None:
+        """Choose the ports and make the data folder; nothing runs yet.
+
+        With ``management``, that is at ``management_port``, and its numbers are 2 s late at most.
+        """
+        self.port, self._dist_port, self._epmd_port, self.management_port = _free_ports(4)
+        self._has_management = management
         self._cluster = cluster
         if cluster is not None:
             self._epmd_port = cluster.epmd_port
@@ -258,6 +274,10 @@ class Node:
         )
         plugins = self.folder / "enabled_plugins"
         plugins.write_text("[].\n")
+        if self._has_management:
+            plugins.write_text("[rabbitmq_management].\n")
+            with config.open("a") as file:
+                file.write(_MANAGEMENT.format(port=self.management_port))
         # Else /etc/rabbitmq/rabbitmq-env.conf of the machine's own broker is read.
         script_settings = self.folder / "rabbitmq-env.conf"
         script_settings.touch()

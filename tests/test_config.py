@@ -52,6 +52,37 @@ def test_a_password_that_is_a_function_is_not_in_the_url() -> None:
     assert "s3cret" not in repr(config)
 
 
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("amqp://h:15672", "is no url of HTTP"),
+        ("h:15672", "is no url of HTTP"),
+        ("http://", "has no host"),
+        ("http://h:0", "has port 0"),
+        ("http://h:99999", "cannot be read"),
+        ("http://[h", "cannot be read"),
+        ("http://u@h", "has a user and no password"),
+        ("http://u:s3/cret@h", "cannot be read"),
+        ("http://u:2#cret@h", "has an @ behind its host"),
+        ("http://h/#/queues", "has a ? or #"),
+    ],
+)
+def test_a_wrong_management_url_is_refused_without_its_password(url: str, why: str) -> None:
+    """With how to write it."""
+    with pytest.raises(ConfigError) as refused:
+        ConnectionConfig(management_url=url)
+    (fault,) = refused.value.faults
+    assert fault.startswith("management_url: ")
+    assert f"{why}: write it as http://HOST:15672 or" in fault
+    assert "cret" not in fault
+
+
+def test_a_management_url_is_secret() -> None:
+    """It may have a password."""
+    config = ConnectionConfig(management_url="https://u:s3cret@h:15671/prefix")
+    assert "s3cret" not in repr(config)
+
+
 def test_ipv6_host_stands_in_brackets() -> None:
     """Its colons are not the port's (RFC 3986, 3.2.2)."""
     config = ConnectionConfig("::1", Credentials("guest", "guest"))

@@ -14,12 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pika
 import pytest
 
 from tavrida import discovery, dispatcher, health
+from tavrida.board import Board, Seat
 from tavrida.client import RPCClient
 from tavrida.config import ConnectionConfig, HealthSettings
 from tavrida.exceptions import ConfigError
@@ -427,6 +429,48 @@ def test_a_server_without_a_port_has_no_thread_for_it(tmp_path: Path) -> None:
     config = config_of(f"sqlite://{tmp_path}/bus.db")
     with Server(config, "shop", "shop", [Shop]):
         assert "tavrida-health" not in {each.name for each in threading.enumerate()}
+
+
+# -- several workers: more in broker/test_master.py
+
+
+def test_two_servers_at_one_port_answer_for_each_other(url: str) -> None:
+    """Whoever is asked, as workers do."""
+    listening = health.listen(HealthSettings(port=free_port()))
+    probe, board = Probe(listening.getsockname()[1]), Board(2)
+    one, other = (server_of(url, probe.port) for _ in range(2))
+    one.health_seat, other.health_seat = Seat(listening, board, 1), Seat(listening.dup(), board, 2)
+    with one:
+        status, told = probe.told("/ready")
+        assert (503, ["worker 2 (pid none): it does not run, or not yet"]) == (
+            status,
+            told["reasons"],
+        )
+        with other:
+            assert [200] * 6 == [probe.status("/ready") for _ in range(6)]
+        status, told = probe.told("/ready")
+        assert (503, "the server is stopping") == (status, told["workers"][1]["reasons"][0])
+        assert 200 == probe.status("/live")
+
+
+def test_what_is_too_much_for_the_others_is_told_in_part(tmp_path: Path) -> None:
+    """A worker with hundreds of paused queues is ready all the same."""
+    board = Board(1)
+    port = free_port()
+    server = server_of(f"sqlite://{tmp_path}/bus.db", port)
+    server.health_seat = Seat(health.listen(HealthSettings(port=port)), board, 1)
+    with server:
+        paused = {f"{n:0255}": SimpleNamespace(is_paused=True) for n in range(500)}
+        server._processor.switches.update(paused)  # type: ignore[arg-type]
+        assert 500 == len(Probe(port).told("/ready")[1]["paused_queues"])
+
+        def cut() -> list[str]:
+            found = board.read(1)
+            assert found is not None
+            return list(found[1]["ready"]["paused_queues"])
+
+        assert sorted(paused)[:3] == eventually(cut)
+        server._processor.switches.clear()
 
 
 # -- what middleware adds

@@ -326,3 +326,128 @@ def test_a_mailbox_of_a_closed_loop_takes_and_forgets() -> None:
     loop.close()
     mailbox.put(ran.append, 3)
     assert [1, 2] == ran
+
+
+# -- what another thread does while the loop sleeps
+
+
+def do_now(loop: LoopThread, work: Callable[..., bool], *args: Any) -> None:
+    """Have it done in this thread, once the loop sleeps."""
+    eventually(lambda: loop.do_now(work, *args))
+
+
+def test_a_sleeping_loop_has_work_done_by_who_asks(loop: LoopThread) -> None:
+    """In that thread, and the loop goes on after it."""
+    threads: list[threading.Thread] = []
+
+    def work(kind: str) -> bool:
+        threads.append(threading.current_thread())
+        return kind == "done"
+
+    do_now(loop, work, "done")
+    assert [threading.current_thread()] == threads
+    assert not loop.do_now(work, "not done")
+    settle(loop)
+
+
+def test_work_is_not_done_now_while_the_loop_does_something(loop: LoopThread) -> None:
+    """Nor before what was submitted earlier, nor where the loop has stopped."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def block() -> None:
+        busy.set()
+        go_on.wait(DEADLINE)
+
+    loop.submit(block)
+    assert busy.wait(DEADLINE)
+    try:
+        assert not loop.do_now(pytest.fail, "while the loop is busy")
+    finally:
+        go_on.set()
+    loop.stop()
+    assert not loop.do_now(pytest.fail, "after its end")
+
+
+def test_the_loop_sleeps_while_another_thread_works_for_it(loop: LoopThread) -> None:
+    """What is submitted meanwhile runs after it: never two threads at a time."""
+    order: list[str] = []
+    working, go_on = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        working.set()
+        go_on.wait(DEADLINE)
+        order.append("work")
+        return True
+
+    thread = threading.Thread(target=do_now, args=(loop, work))
+    thread.start()
+    assert working.wait(DEADLINE)
+    loop.submit(order.append, "submitted")
+    assert not loop.do_now(pytest.fail, "while another thread works")
+    go_on.set()
+    thread.join(DEADLINE)
+    settle(loop)
+    assert ["work", "submitted"] == order
+
+
+def test_what_work_leaves_for_the_loop_runs_at_once(loop: LoopThread) -> None:
+    """It is woken for that."""
+    done = threading.Event()
+    do_now(loop, lambda: loop.loop.call_soon(done.set) is not None)
+    assert done.wait(DEADLINE)
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_work_that_is_broken_off_leaves_the_loop_alone(
+    loop: LoopThread, error: BaseException
+) -> None:
+    """By its own failure, or by a signal handler that raises; who asked is told."""
+
+    def work() -> bool:
+        raise error
+
+    with pytest.raises(type(error)):
+        do_now(loop, work)
+    settle(loop)
+    assert not loop.is_busy_here
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_a_signal_handler_may_raise_around_taking_the_turn(
+    loop: LoopThread, is_taken: bool
+) -> None:
+    """Before it or right behind it; either way the loop goes on."""
+
+    class Turn:
+        """The turn of the loop, and a signal that comes with its acquire."""
+
+        def __init__(self, turn: Any) -> None:
+            self.release, self._acquire = turn.release, turn.acquire
+
+        def acquire(self, blocking: bool) -> bool:
+            if is_taken:
+                eventually(lambda: self._acquire(blocking))
+            raise KeyboardInterrupt
+
+    settle(loop)
+    turn = loop._turn
+    loop._turn = Turn(turn)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        loop.do_now(pytest.fail, "the signal came first")
+    loop._turn = turn
+    settle(loop)
+
+
+def test_a_signal_handler_knows_that_it_interrupts_work(loop: LoopThread) -> None:
+    """There it must not wait for the loop, and its own work is not done now."""
+    told: list[bool] = []
+
+    def work() -> bool:
+        told.append(loop.is_busy_here)
+        told.append(loop.do_now(pytest.fail, "inside of other work"))
+        return True
+
+    do_now(loop, work)
+    assert [True, False] == told
+    assert not loop.is_busy_here
+    assert not loop.run(asyncio.sleep(0, result=loop.is_busy_here))

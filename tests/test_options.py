@@ -658,7 +658,7 @@ def test_missing_file_or_folder_is_told(tmp_path: Path, argument: str, reason: s
 
 
 def client_exchange(ini: Ini, *texts: str) -> tuple[str, str]:
-    _, discovery = options.read_client(ini.parse(*texts), "plug_hello")
+    _, discovery, _ = options.read_client(ini.parse(*texts), "plug_hello")
     return discovery.get_remote("plug_hello"), discovery.get_local_publisher("plug_hello")
 
 
@@ -682,7 +682,7 @@ def test_client_asks_the_first_discovery_that_knows_the_service(ini: Ini) -> Non
 
 def test_client_needs_no_services(ini: Ini) -> None:
     """It reads the connection only."""
-    config, _ = options.read_client(ini.parse("[connection]\nurl = amqp://a\n"), "x")
+    config, *_ = options.read_client(ini.parse("[connection]\nurl = amqp://a\n"), "x")
     assert ("amqp://a",) == config.urls
 
 

@@ -344,7 +344,7 @@ from tavrida.plugins.middleware.prometheus import Prometheus
 from tavrida.messages import IncomingRequest
 
 class Vitals:
-    pages, looks, is_ready, late_answers = {}, [], True, 0
+    pages, looks, is_server, is_ready, late_answers = {}, [], True, True, 0
 
 metrics = Prometheus(multiprocess_dir=sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond

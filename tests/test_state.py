@@ -58,7 +58,7 @@ def test_a_configuration_without_url_is_the_embedded_one(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     (tmp_path / "a.conf").write_text("[log]\nlevel = DEBUG\n")
     conf = options.parse([f"--config-file={tmp_path}/a.conf"], "test")
-    config, _ = options.read_client(conf, "hello")
+    config, *_ = options.read_client(conf, "hello")
     assert (f"sqlite://{tmp_path}/tavrida/bus.db",) == config.urls
     assert not (tmp_path / "tavrida").exists()
 

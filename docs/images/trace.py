@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draws trace.svg: three servers on the embedded bus, and the spans that they exported.
+"""Draws trace.svg: a client and three servers on the embedded bus, and the spans they exported.
 
 Run it in the project's folder: .venv/bin/python docs/images/trace.py
 """
@@ -28,10 +28,17 @@ from tavrida.service import ServiceController
 MEMORY = InMemorySpanExporter()
 
 #: The spans of the picture.
-COUNT = 7
+COUNT = 8
 
 WIDTH, ROW, LEFT, TOP = 900, 30, 250, 70
-COLORS = {"shop": "#3b6ea8", "bank": "#b8562b", "mail": "#4b8a4a"}
+COLORS = {"web": "#7a5c99", "shop": "#3b6ea8", "bank": "#b8562b", "mail": "#4b8a4a"}
+
+
+def tracing() -> OpenTelemetry:
+    """Return what exports spans to memory."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(MEMORY))
+    return OpenTelemetry(tracer_provider=provider)
 
 
 class Traced(ServiceController):
@@ -39,9 +46,7 @@ class Traced(ServiceController):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        provider = TracerProvider()
-        provider.add_span_processor(SimpleSpanProcessor(MEMORY))
-        middleware = OpenTelemetry(tracer_provider=provider)
+        middleware = tracing()
         self.add_incoming_middleware(middleware)
         self.add_outgoing_middleware(middleware)
 
@@ -91,7 +96,14 @@ def run() -> list[ReadableSpan]:
             controller.set_discovery(ConventionDiscovery())
             name = dispatcher.service_of(controller)
             stack.enter_context(Server(config, name, name, [controller]))
-        client = stack.enter_context(RPCClient(config, discovery=ConventionDiscovery()))
+        client = stack.enter_context(
+            RPCClient(
+                config,
+                discovery=ConventionDiscovery(),
+                source="web",
+                outgoing_middleware=[tracing()],
+            )
+        )
         client.shop.buy().call()  # the first one makes the queue for answers
         _wait()
         MEMORY.clear()

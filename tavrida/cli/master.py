@@ -103,8 +103,10 @@ class Worker:
 class Master:
     """Keeps ``count`` workers at work until it is told to stop.
 
-    ``work`` is called in each worker with its end of the pipe; what it returns is the exit code.
-    ``reload`` is called at SIGHUP, and returns what to tell the workers, or None.
+    ``work`` is called in each worker with its number, from 1 on, and its end of the pipe; what it
+    returns is the exit code. ``reload`` is called at SIGHUP, and returns what to tell the workers,
+    or None. ``has_ended`` is called with number and process id of each worker that is gone, before
+    its successor starts.
     A worker that ends with one of the codes in ``final`` before all have served has said what is
     wrong, and would say it again: then all stop, and ``run`` returns that code.
 
@@ -114,10 +116,11 @@ class Master:
     def __init__(
         self,
         count: int,
-        work: Callable[[Connection], int],
+        work: Callable[[int, Connection], int],
         *,
         graceful_timeout: Callable[[], float],
         reload: Callable[[], Any] = lambda: None,
+        has_ended: Callable[[int, int], None] = lambda number, pid: None,
         final: tuple[int, ...] = (),
         manager: ServiceManager | None = None,
     ) -> None:
@@ -125,6 +128,7 @@ class Master:
         self._graceful_timeout = graceful_timeout
         self._work = work
         self._reload = reload
+        self._tell_of_end = has_ended
         self._final = final
         self._manager = manager or ServiceManager()
         self._selector = selectors.DefaultSelector()
@@ -257,7 +261,7 @@ class Master:
 
     def _start(self, worker: Worker) -> None:
         try:
-            worker.pid, pipe = self._fork()
+            worker.pid, pipe = self._fork(worker.number)
         except OSError as error:  # too many processes, or files
             self._postpone(worker)
             LOG.warning("Worker %d cannot be started: %s. Trying again.", worker.number, error)
@@ -266,8 +270,8 @@ class Master:
         worker.started, worker.served = time.monotonic(), None
         self._selector.register(pipe, selectors.EVENT_READ, lambda: self._on_message(worker))
 
-    def _fork(self) -> tuple[int, Connection]:
-        """Make a process that is a worker; return its id and our end of the pipe to it."""
+    def _fork(self, number: int) -> tuple[int, Connection]:
+        """Make a process that is that worker; return its id and our end of the pipe to it."""
         ours, theirs = Pipe()
         # Until the child has let go of it, signals to it would be written into our signal pipe.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -275,7 +279,7 @@ class Master:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                self._become_a_worker(theirs)
+                self._become_a_worker(number, theirs)
         except OSError:
             ours.close()
             raise
@@ -284,13 +288,13 @@ class Master:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return pid, ours
 
-    def _become_a_worker(self, pipe: Connection) -> NoReturn:
+    def _become_a_worker(self, number: int, pipe: Connection) -> NoReturn:
         """Work, in a process that was just forked."""
         code = os.EX_SOFTWARE
         try:
             signal.set_wakeup_fd(-1)
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
             # A terminal sends it to all of its processes, and the master tells us.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -299,7 +303,7 @@ class Master:
                 os.close(inherited)
             for other in self.workers:
                 other.close()
-            code = self._work(pipe)
+            code = self._work(number, pipe)
         except BaseException:
             LOG.exception("A worker (pid %d) failed.", os.getpid())
         finally:
@@ -347,6 +351,7 @@ class Master:
             worker.close()
         now = time.monotonic()
         told = f"{worker} {_how(code)} after {now - worker.started:.1f} s"
+        self._tell_of_end(worker.number, worker.pid)
         worker.pid = 0
         worker.started = now
         is_reloading, worker.is_reloading = worker.is_reloading, False

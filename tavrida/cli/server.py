@@ -8,21 +8,26 @@ wrong, 2 the command line is wrong, 3 the broker cannot be reached or refuses us
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
 from tavrida import assembly, exceptions, health, logs, options, plugins, state
+from tavrida.board import Board, Seat
 from tavrida.cli import streams
 from tavrida.cli.running import Running, Settings, apply
 from tavrida.cli.systemd import ServiceManager
 from tavrida.config import redact
+from tavrida.plugins.middleware import prometheus
 from tavrida.server import Server
 
 if TYPE_CHECKING:
@@ -57,7 +62,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(given: list[str]) -> int:
-
     def parse() -> options.Parsed:
         return options.parse(given, "tavrida-server", _COMMAND_LINE)
 
@@ -67,17 +71,46 @@ def _main(given: list[str]) -> int:
             from tavrida.cli import sources
 
             return sources.serve(given, conf.config_file or (), conf.config_dir or ())
-        server, configuration = assembly.load(conf)
+        with _counting_together(conf):
+            return _check_or_serve(conf, parse)
     except exceptions.ConfigError as error:
         return _refuse(error)
+
+
+def _counting_together(conf: options.Parsed) -> contextlib.AbstractContextManager[None]:
+    """Return what has several workers add up their metrics, where nothing says how they do it.
+
+    Where something does, it is done now: what a plugin imports would come too late for it.
+    """
+    section = conf.server
+    try:
+        names = {*section.incoming_middleware, *section.outgoing_middleware}
+        is_counting = "prometheus" in names
+        has_workers = section.workers > 1 and not conf.check
+    except (ValueError, cfg.Error):  # which is told with all other faults
+        return contextlib.nullcontext()
+    if is_counting:
+        conf.register_opts(prometheus.Prometheus.list_opts(), "middleware:prometheus")
+        folder = conf["middleware:prometheus"].multiprocess_dir
+        if folder:
+            try:
+                prometheus.share(folder)
+            except exceptions.ConfigError as error:
+                raise exceptions.ConfigError(f"[middleware:prometheus] {error}") from None
+        elif has_workers and not os.environ.get(prometheus.ENVIRONMENT):
+            from tavrida.cli import counting
+
+            return counting.together()
+    return contextlib.nullcontext()
+
+
+def _check_or_serve(conf: options.Parsed, parse: Callable[[], options.Parsed]) -> int:
+    server, configuration = assembly.load(conf)
     if conf.check:
         return _print(describe(server))
     _begin_log(configuration)
-    try:
-        if state.prepare(server.config.urls):
-            LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
-    except exceptions.ConfigError as error:
-        return _refuse(error)
+    if state.prepare(server.config.urls):
+        LOG.info("No [connection] url is set: using the embedded %s.", state.default_url())
     running = Running(parse, configuration, server)
     manager = ServiceManager.of_environment()
     if configuration.server.workers == 1:
@@ -133,19 +166,21 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     """Serve in several processes, each with a server of its own."""
     from tavrida.cli import master
 
-    try:
-        # Before the first fork: whichever worker takes a connection answers it.
-        settings = running.configuration.health
-        listening = health.listen(settings) if settings.port else None
-    except exceptions.ConfigError as error:
-        return _refuse(error)
+    # Before the first fork: whichever worker takes a connection answers it, for all of them.
+    settings, count = running.configuration.health, running.configuration.server.workers
+    listening = health.listen(settings) if settings.port else None
+    board = Board(count)
 
-    def work(pipe: Connection) -> int:
+    def has_ended(number: int, pid: int) -> None:
+        board.clear(number)
+        _forget(pid)
+
+    def work(number: int, pipe: Connection) -> int:
         try:
             server = assembly.assemble(running.configuration)
         except exceptions.ConfigError as error:
             return _refuse(error)
-        server.health_socket = listening
+        server.health_seat = Seat(listening, board, number) if listening else None
 
         def apply_settings(settings: Settings) -> None:
             try:
@@ -167,13 +202,23 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
         return running.settings if running.reload() else None
 
     return master.Master(
-        running.configuration.server.workers,
+        count,
         work,
         graceful_timeout=lambda: running.configuration.server.graceful_timeout,
         reload=reload,
+        has_ended=has_ended,
         final=(BAD_CONFIGURATION, NO_BROKER),
         manager=manager,
     ).run()
+
+
+def _forget(pid: int) -> None:
+    """Take a worker that has ended out of the metrics, as far as they are of living ones."""
+    folder = os.environ.get(prometheus.ENVIRONMENT)
+    if folder:
+        from tavrida.cli import counting
+
+        counting.forget(Path(folder), pid)
 
 
 def _run(server: Server, manager: ServiceManager) -> int:

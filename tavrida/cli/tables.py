@@ -12,6 +12,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from cliff import utils
@@ -215,3 +216,24 @@ class Showing(_Fitting, ShowOne):
         if parsed_args.formatter == "shell":
             self.formatter = _Variables()
         return super().produce_output(parsed_args, column_names, data)
+
+
+class Since(FormattableColumn[Any]):
+    """A moment, as ISO 8601 has it; how long ago that was, for people."""
+
+    def human_readable(self) -> str:
+        if not self._value:
+            return ""
+        try:
+            seconds = (datetime.now(UTC) - datetime.fromisoformat(self._value)).total_seconds()
+        except (ValueError, TypeError):  # whatever a service calls so
+            return exceptions.printable(str(self._value))
+        return f"{age(max(0, seconds))} ago"
+
+
+def age(seconds: float) -> str:
+    """Return a time as the largest unit that fits: "3d"."""
+    for unit, length in (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"

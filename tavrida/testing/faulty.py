@@ -21,6 +21,7 @@ from tavrida.config import ConnectionConfig
 from tavrida.envelope import ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
+    ConnectionState,
     Delivery,
     Differences,
     Done,
@@ -314,6 +315,10 @@ class FaultyTransport(Transport):
     async def inspect(self, queue: str) -> QueueState | None:
         await self._ready.wait()
         return await self._link.until_lost(self._link.inner.inspect(queue))
+
+    async def connections(self) -> list[ConnectionState] | None:
+        await self._ready.wait()
+        return await self._link.until_lost(self._link.inner.connections())
 
     async def get(self, queue: str) -> Delivery | None:
         await self._ready.wait()

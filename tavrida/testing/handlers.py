@@ -301,7 +301,7 @@ class _Call(Handling):
 class _Processor(Processor):
     """Waits for what runs beside the handler."""
 
-    def task_ended(self) -> None:
+    def task_ended(self, handling: Handling) -> None:
         pass
 
     def run_in_thread(self, job: Callable[[], None]) -> None:

@@ -51,3 +51,9 @@ class Crew(service.ServiceController):
         while not Path(path).exists():
             time.sleep(0.01)
         return {"pid": os.getpid()}
+
+    @dispatcher.rpc_method(service="crew", method="block")
+    async def block(self, request: Any, proxy: Any, path: str) -> None:
+        """Hold the event loop up until the file is there, as nobody should."""
+        while not Path(path).exists():  # noqa: ASYNC240
+            time.sleep(0.01)  # noqa: ASYNC251

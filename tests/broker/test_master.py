@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
 import signal
 import socket
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +26,7 @@ from tests import commands
 from tests.broker.conftest import Connect
 from tests.packages import Packages
 from tests.processes import Program, TerminalProgram, children_of, is_alive
+from tests.rabbitmq import free_port
 from tests.waiting import DEADLINE, eventually
 
 ROOT = Path(__file__).parent.parent.parent
@@ -152,10 +153,8 @@ def test_one_worker_is_the_process_itself(ini: Ini, launch: Start, bus: str) -> 
     assert 0 == crew.program.end()
 
 
-def test_workers_share_the_port_of_health(
-    launch: Start, ini: Ini, connect: Connect, url: str
-) -> None:
-    """Whichever takes the connection answers; it is taken once, by the master."""
+def test_workers_share_the_port_of_health(launch: Start, ini: Ini, url: str) -> None:
+    """Whichever takes the connection answers for all; it is taken once, by the master."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         health = f"[health]\nport = {port}\n"
@@ -165,14 +164,178 @@ def test_workers_share_the_port_of_health(
     crew = launch(ini(url, 2, connection=health))
     crew.program.line("All 2 workers serve.")
 
-    def is_ready() -> bool:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=DEADLINE) as page:
-            return bool(json.load(page)["ready"])
-
-    assert [True] * 6 == [is_ready() for _ in range(6)]
+    probe = Probe(port)
+    for _ in range(6):
+        status, told = probe.ask("/ready")
+        assert (200, True, [], [], []) == (
+            status,
+            *(told[name] for name in ("ready", "reasons", "paused_queues", "stuck_handlers")),
+        )
+        assert [1, 2] == [each["worker"] for each in told["workers"]]
+        assert crew.workers == {each["pid"] for each in told["workers"]}
+        for each in told["workers"]:
+            assert (True, "serving", True) == (
+                each["ready"],
+                each["state"],
+                each["connections"]["incoming"]["ready"],
+            )
+        status, told = probe.ask("/live")
+        assert (200, True, []) == (status, told["live"], told["reasons"])
+        assert [True, True] == [each["live"] for each in told["workers"]]
     assert 0 == crew.program.end()
-    with pytest.raises(OSError, match="refused"):
-        is_ready()
+    assert (0, {}) == probe.ask("/ready")
+
+
+class Probe:
+    """Asks for the health of a crew."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Return status and JSON; 0 where nobody answers: who took it is killed, or stopped."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, json.load(answer)
+        except (OSError, http.client.HTTPException):
+            return 0, {}
+        finally:
+            connection.close()
+
+    def told(self, path: str, status: int, times: int = 1) -> dict[str, Any]:
+        """Return what is told as soon as so many answers in a row have that status."""
+        answers: list[dict[str, Any]] = []
+
+        def has_come() -> bool:
+            found, told = self.ask(path)
+            answers[:] = [*answers, told] if found == status else []
+            return len(answers) >= times
+
+        eventually(has_come)
+        return answers[-1]
+
+
+@pytest.fixture
+def healthy(start: Start) -> Callable[..., tuple[Crew, Probe]]:
+    """Start workers with [health], and return what asks for it too."""
+
+    def run(workers: int, more: str = "", **settings: Any) -> tuple[Crew, Probe]:
+        port = free_port()
+        more = f"{more}\n[health]\nport = {port}\n" + settings.pop("health", "")
+        return start(workers, more, **settings), Probe(port)
+
+    return run
+
+
+Healthy = Callable[..., tuple[Crew, Probe]]
+
+
+def test_ready_turns_within_a_second_when_one_of_many_is_killed_and_comes_back(
+    healthy: Healthy,
+) -> None:
+    """Whoever answers; and all of them live all the time."""
+    crew, probe = healthy(4)
+    serving_since = time.monotonic()
+    eventually(lambda: time.monotonic() > serving_since + SHORT_LIFE)
+    for victim in sorted(crew.workers)[:2]:
+        killed_at = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        told = probe.told("/ready", 503)
+        assert time.monotonic() - killed_at < 1
+        assert probe.ask("/live")[0] in (0, 200)
+        (wrong,) = [each for each in told["workers"] if not each["ready"]]
+        assert wrong["pid"] != victim
+        assert wrong["state"] in ("gone", "starting")
+        assert all(f"worker {wrong['worker']} (pid " in reason for reason in told["reasons"])
+        crew.next_worker()
+        told = probe.told("/ready", 200, times=8)
+        assert time.monotonic() - killed_at < 5
+        assert crew.workers == {each["pid"] for each in told["workers"]}
+
+
+def test_a_worker_that_dies_at_once_keeps_all_unready(healthy: Healthy, tmp_path: Path) -> None:
+    """An orchestrator shall not restart the others for that."""
+    trouble = tmp_path / "trouble"
+    crew, probe = healthy(2, crew=f"dies_if = {trouble}")
+    trouble.touch()
+    os.kill(max(crew.workers), signal.SIGKILL)
+    for _ in range(2):
+        crew.program.line("; failure ")
+        told = probe.told("/ready", 503, times=3)
+        assert 1 == sum(each["ready"] for each in told["workers"])
+    assert ["worker 2 (pid none): it does not run, or not yet"] == told["reasons"]
+    assert 200 == probe.ask("/live")[0]
+    trouble.unlink()
+    probe.told("/ready", 200, times=3)
+
+
+def test_a_handler_that_is_stuck_is_told_by_whoever_answers(
+    healthy: Healthy, connect: Connect, tmp_path: Path
+) -> None:
+    """With its worker; that does not make anybody unready."""
+    _, probe = healthy(2, health="stuck_handler = 0.2\n")
+    gate = tmp_path / "gate"
+    answer = connect("crew").crew.until(path=str(gate)).future()
+
+    def stuck() -> list[list[dict[str, Any]]]:
+        return [probe.told("/ready", 200)["stuck_handlers"] for _ in range(8)]
+
+    answers = eventually(lambda: all(found := stuck()) and found)
+    assert answers
+    for (handler,) in answers:
+        assert ("crew", "until") == (handler["service"], handler["method"])
+    gate.touch()
+    assert answers[0][0]["pid"] == answer.result(DEADLINE).payload["pid"]
+    eventually(lambda: not any(stuck()))
+
+
+def test_a_process_that_is_stopped_is_told_by_the_others(healthy: Healthy) -> None:
+    """It cannot tell so itself; nor does it live, after stuck_loop."""
+    crew, probe = healthy(2, health="stuck_loop = 4\n")
+    stopped = max(crew.workers)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        told = probe.told("/ready", 503)
+        (reason,) = told["reasons"]
+        assert reason.startswith(f"worker 2 (pid {stopped}): it has told nothing for ")
+        assert 200 == probe.ask("/live")[0]
+        told = probe.told("/live", 503)
+        assert reason[:30] in told["reasons"][0]
+        assert [True, False] == [each["live"] for each in told["workers"]]
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    probe.told("/live", 200, times=3)
+    probe.told("/ready", 200, times=3)
+
+
+def test_an_event_loop_that_is_stuck_makes_live_fail_whoever_answers(
+    healthy: Healthy, connect: Connect, tmp_path: Path
+) -> None:
+    """With the worker whose it is."""
+    _, probe = healthy(2, health="stuck_loop = 0.3\n")
+    gate = tmp_path / "gate"
+    connect("crew").crew.block(path=str(gate)).cast()
+    told = probe.told("/live", 503, times=6)
+    (reason,) = told["reasons"]
+    assert "the event loop has been held up for" in reason
+    assert 1 == sum(each["live"] for each in told["workers"])
+    assert told["loop_seconds"] >= 0.3
+    assert "the event loop has been held up" in probe.told("/ready", 503)["reasons"][0]
+    gate.touch()
+    probe.told("/live", 200, times=6)
+
+
+def test_ready_is_not_before_all_workers_serve(launch: Start, ini: Ini) -> None:
+    """The first one goes ahead, and waits for its broker here."""
+    port = free_port()
+    crew = launch(ini(CLOSED, 3, f"[health]\nport = {port}\n"))
+    crew.program.line("Trying again")
+    told = Probe(port).told("/ready", 503)
+    assert ["starting", "gone", "gone"] == [each["state"] for each in told["workers"]]
+    assert "worker 3 (pid none): it does not run, or not yet" in told["reasons"]
+    assert 200 == Probe(port).ask("/live")[0]
 
 
 # -- workers that die ----------------------------------------------------------------------------

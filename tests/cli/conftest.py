@@ -81,6 +81,11 @@ class Site:
         """The arguments that lead here."""
         return ("--config-file", self.config)
 
+    @property
+    def is_embedded(self) -> bool:
+        """Tell whether it is on the embedded bus, and not on RabbitMQ."""
+        return self.url.startswith("sqlite")
+
     def tavrida(self, *arguments: str | Path) -> Ended:
         """Run the command with the service's ini."""
         return commands.run("tavrida", *arguments, *self.place, environment=self.environment)

@@ -32,7 +32,8 @@ def test_a_queue_with_which_nothing_is_wrong(site: Site) -> None:
     assert {
         "Queue": "echo_queue",
         "Services": "echo",
-        "Messages": 0,
+        "Ready": 0,
+        "Unacked": 0 if site.is_embedded else None,
         "Consumers": 1,
         "Delayed": 0,
         "Dead": 0,
@@ -40,6 +41,27 @@ def test_a_queue_with_which_nothing_is_wrong(site: Site) -> None:
     } == row
     assert 0 == ended.code
     assert "the broker is reachable: " in ended.stderr
+    told = "2 connections to it: --connections lists them"
+    hint = "are not shown: AMQP does not tell them; set [connection] management_url to RabbitMQ's"
+    assert (told if site.is_embedded else hint) in ended.stderr
+
+
+def test_what_the_embedded_bus_knows_of_processes(site: Site) -> None:
+    """It needs no management: who is connected, and what is unacknowledged."""
+    if not site.is_embedded:
+        ended = site.tavrida("status", "--connections")
+        assert (1, "") == (ended.code, ended.stdout)
+        assert "not shown: AMQP does not tell" in ended.stderr.splitlines()[-1]
+        return
+    assert 0 == site.tavrida("cast", "echo.slow").code
+    site.server.line("is slow")
+    assert 1 == row_of(site.tavrida("status", "-f", "json"))["Unacked"]
+    rows = json.loads(site.tavrida("status", "--connections", "-f", "json").stdout)
+    assert [("in", 1, "echo_queue"), ("out", 0, "")] == [
+        (row["Connection"].rpartition(" ")[2], row["Unacked"], row["Queues"]) for row in rows
+    ]
+    assert all(f" {site.server.process.pid} " in row["Connection"] for row in rows)
+    assert "s ago" in site.tavrida("status", "echo", "--connections").stdout
 
 
 def test_dead_letters_have_exit_code_4(site: Site) -> None:
@@ -71,10 +93,10 @@ def test_a_queue_that_nobody_reads_and_one_that_is_missing(tmp_path: Path) -> No
     rows = {row["Queue"]: row for row in json.loads(ended.stdout)}
     assert 4 == ended.code
     assert ("nobody reads it", 1, 0, None) == tuple(
-        rows["shop"][name] for name in ("State", "Messages", "Consumers", "Delayed")
+        rows["shop"][name] for name in ("State", "Ready", "Consumers", "Delayed")
     )
     assert ("never started", None, None) == tuple(
-        rows["bar_queue"][name] for name in ("State", "Messages", "Dead")
+        rows["bar_queue"][name] for name in ("State", "Ready", "Dead")
     )
     assert "what waits to be tried again is not counted: " in ended.stderr
 

@@ -81,7 +81,7 @@ def test_a_call_ends_in_time_while_others_fill_the_window(
             ended.set()
 
         threading.Thread(target=cast).start()
-        eventually(lambda: link.publisher._unconfirmed)
+        eventually(lambda: link.publisher.unconfirmed)
         began = time.monotonic()
         with pytest.raises((PublishTimeout, CallTimeout)):
             client.svc.ok().call(timeout=0.5)

@@ -18,6 +18,7 @@ from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
+    ConnectionState,
     Delivery,
     Differences,
     Events,
@@ -228,6 +229,9 @@ class Connection:
 
     def inspect(self, queue: str) -> QueueState | None:
         return self.bench.run(self.transport.inspect(queue))
+
+    def connections(self) -> list[ConnectionState] | None:
+        return self.bench.run(self.transport.connections())
 
     def get(self, queue: str) -> Delivery | None:
         return self.bench.run(self.transport.get(queue))

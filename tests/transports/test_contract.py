@@ -889,6 +889,27 @@ def test_a_queue_can_be_looked_at(bench: Bench, connection: Connection, kind: st
     assert connection.inspect(new_name("queue")) is None
 
 
+def test_what_is_unacknowledged_and_who_is_connected_may_be_told(
+    bench: Bench, connection: Connection, kind: str
+) -> None:
+    """Both or neither: a transport that cannot tell says None, and never a number."""
+    queue = connection.queue(kind)
+    connection.put(queue, *numbered(3))
+    reader = bench.connect()
+    reader.consume(queue, 2).take(2)
+    state, others = connection.inspect(queue), connection.connections()
+    assert state is not None
+    if others is None:
+        assert state.unacknowledged is None
+        return
+    assert 2 == state.unacknowledged
+    (found,) = [each for each in others if each.name == reader.transport.name and each.queues]
+    assert ((queue,), 2) == (found.queues, found.unacknowledged)
+    assert found.since is not None
+    assert found.since.tzinfo is not None
+    assert connection.transport.name in [each.name for each in others]
+
+
 def test_a_message_can_be_got_without_consuming(
     bench: Bench, connection: Connection, kind: str
 ) -> None:

@@ -40,7 +40,7 @@ class Sending(Connected):
         from tavrida.client import RPCClient
 
         target = target_of(args)
-        config, discovery = options.read_client(self.parsed(args), target.service)
+        config, discovery, makers = options.read_client(self.parsed(args), target.service)
         if args.exchange:
             discovery.register_remote_service(target.service, args.exchange)
             discovery.register_local_publisher(target.service, args.exchange)
@@ -49,6 +49,7 @@ class Sending(Connected):
             discovery=discovery,
             source=source,
             serializer=args.serializer,
+            outgoing_middleware=options.made(makers).values(),
         )
 
     def payload(self, args: argparse.Namespace) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Listen(Connected):
             value = getattr(args, name)
             if value is not None and not 0 < value < float("inf"):
                 raise WrongUsage(f"--{name} {value} should be more than 0")
-        config, discovery = options.read_client(self.parsed(args), service)
+        config, discovery, _ = options.read_client(self.parsed(args), service)
         exchange = args.exchange or discovery.get_local_publisher(service)
         key = f"{service}.{method}"
         with Subscription(self.place(config, args), exchange, key) as subscription:

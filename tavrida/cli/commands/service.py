@@ -6,16 +6,13 @@ from __future__ import annotations
 
 import argparse
 from concurrent.futures import Future
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-from cliff.columns import FormattableColumn
 
 from tavrida import exceptions
 from tavrida.calls import MAX_TIMEOUT
 from tavrida.cli import schema
 from tavrida.cli.application import TO_DO, Connected, WrongUsage
-from tavrida.cli.tables import Listing, Showing
+from tavrida.cli.tables import Listing, Showing, Since
 from tavrida.entry_point import EntryPoint
 
 if TYPE_CHECKING:
@@ -29,27 +26,6 @@ PATIENCE = 5.0
 
 #: The state of a service that answers, and of one whose ini has ``describe = false``.
 RUNNING, SILENT = "running", "running, does not describe itself"
-
-
-class Since(FormattableColumn[Any]):
-    """A moment, as ISO 8601 has it; how long ago that was, for people."""
-
-    def human_readable(self) -> str:
-        if not self._value:
-            return ""
-        try:
-            seconds = (datetime.now(UTC) - datetime.fromisoformat(self._value)).total_seconds()
-        except (ValueError, TypeError):  # whatever a service calls so
-            return exceptions.printable(str(self._value))
-        return f"{age(max(0, seconds))} ago"
-
-
-def age(seconds: float) -> str:
-    """Return a time as the largest unit that fits: "3d"."""
-    for unit, length in (("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)}{unit}"
-    return f"{int(seconds)}s"
 
 
 class Asking(Connected):

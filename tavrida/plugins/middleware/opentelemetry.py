@@ -37,8 +37,8 @@ class OpenTelemetry(Middleware):
     """Spans by the semantic conventions for messaging, of the global tracer provider.
 
     Name it first in ``incoming_middleware``, so that spans hold all that the others do, and last
-    in ``outgoing_middleware``. The trace goes with the messages in their headers, by the global
-    propagator: ``traceparent``, if nobody chose another.
+    in ``outgoing_middleware``, of clients too. The trace goes with the messages in their headers,
+    by the global propagator: ``traceparent``, if nobody chose another.
 
     Raises:
         ConfigError: OpenTelemetry is not installed, or the exporter is not.
@@ -122,7 +122,7 @@ class OpenTelemetry(Middleware):
         service, method = context.names_of(it)
         is_call = isinstance(message, IncomingRequest) and message.expects_answer
         kinds = self._trace.SpanKind
-        carrier = {k: v for k, v in message.extra_headers.items() if isinstance(v, str)}
+        carrier = _carrier_of(message)
         parent = self._propagate.extract(carrier)
         attributes = {
             **self._attributes(message, "process", f"{service}.{method}"),
@@ -211,7 +211,11 @@ class OpenTelemetry(Middleware):
         attributes["messaging.destination.name"] = str(goal or "")
         if isinstance(message, Request) and goal is not None:
             attributes |= {"rpc.service": goal.service, "rpc.method": goal.method}
-        return self._tracer.start_span(f"{operation} {goal}", kind=kind, attributes=attributes)
+        parent = None
+        if not self._trace.get_current_span().get_span_context().is_valid:
+            # What the program gave as headers itself, for want of a span of its own.
+            parent = self._propagate.extract(_carrier_of(message))
+        return self._tracer.start_span(f"{operation} {goal}", parent, kind, attributes)
 
     def _attributes(self, message: Message, operation: str, entry_point: str) -> dict[str, Any]:
         attributes = {
@@ -235,6 +239,10 @@ class OpenTelemetry(Middleware):
             text = exceptions.printable(exceptions.text_of(error))
             span.set_status(self._trace.StatusCode.ERROR, text)
         span.end()
+
+
+def _carrier_of(message: Message) -> dict[str, str]:
+    return {k: v for k, v in message.extra_headers.items() if isinstance(v, str)}
 
 
 def _missing(package: str) -> exceptions.ConfigError:

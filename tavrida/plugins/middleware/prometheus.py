@@ -1,15 +1,19 @@
 # SPDX-FileCopyrightText: The tavrida authors
 # SPDX-License-Identifier: Apache-2.0
-"""``prometheus``: counts and times what a server does. docs/observability.md has the table."""
+"""``prometheus``: counts and times what servers and clients do; see docs/observability.md."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import functools
 import logging
 import math
+import operator
 import os
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -37,11 +41,25 @@ ENVIRONMENT = "PROMETHEUS_MULTIPROC_DIR"
 #: that fills up later can end the process: it writes to memory that is mapped from these files.
 SET_ASIDE = {"counter": 1 << 20, "gauge_livesum": 1 << 18, "histogram": 1 << 22}
 
+#: What the program's registry is given to keep for all clients.
+_SHARED = "_tavrida_families"
+
+#: Held by who counts and by who forks. A child that is forked while another thread counts would
+#: wait for ever for a lock of prometheus_client, and messages with it.
+_COUNTING = threading.RLock()
+os.register_at_fork(
+    before=_COUNTING.acquire,
+    after_in_parent=_COUNTING.release,
+    after_in_child=_COUNTING.release,
+)
+
 #: How a call that was waited for ended.
 _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.CallTimeout, "timeout"),
     (exceptions.ServiceUnavailable, "unavailable"),
     (exceptions.TransportError, "connection"),
+    (asyncio.CancelledError, "cancelled"),
+    (concurrent.futures.CancelledError, "cancelled"),
 )
 
 
@@ -49,8 +67,12 @@ class Prometheus(Middleware):
     """Metrics of handlers, messages and calls, and the page /metrics of the health server.
 
     Name it first in ``incoming_middleware``, so that its times hold those of all others, and in
-    ``outgoing_middleware``. With several worker processes, ``multiprocess_dir`` is the folder in
-    which they add up their numbers; any of them answers for all.
+    ``outgoing_middleware``. With several processes, ``multiprocess_dir`` is the folder in which
+    they add up their numbers; any of them answers for all. The workers of ``tavrida-server`` are
+    given one.
+
+    In a client it has what concerns messages that are sent, and calls, in the registry of the
+    program (``prometheus_client.REGISTRY``), together with all other clients there.
 
     Raises:
         ConfigError: prometheus_client is not installed, or an option cannot work.
@@ -68,7 +90,7 @@ class Prometheus(Middleware):
             )
         folder = str(multiprocess_dir) or os.environ.get(ENVIRONMENT, "")
         if folder:
-            _share(folder)
+            share(folder)
         try:
             import prometheus_client
         except ModuleNotFoundError:
@@ -78,8 +100,8 @@ class Prometheus(Middleware):
             ) from None
         if folder and not _is_shared():
             raise exceptions.ConfigError(
-                "multiprocess_dir comes too late: something imported "
-                f"prometheus_client before. Set {ENVIRONMENT}={folder} in the environment instead"
+                "multiprocess_dir comes too late: something imported prometheus_client before. Set "
+                f"{ENVIRONMENT}={folder} in the environment instead"
             )
         self._client = prometheus_client
         self._folder = folder
@@ -90,8 +112,10 @@ class Prometheus(Middleware):
         self._late_answers = 0
         #: The metrics of this object alone; the page shows those of the program too.
         self.registry = prometheus_client.CollectorRegistry()
-        self._is_off = False
+        self._is_off = self._has_looks = False
         self._make()
+        if not folder:
+            self._make_for_looks()
 
     @classmethod
     def list_opts(cls) -> list[Any]:
@@ -107,9 +131,9 @@ class Prometheus(Middleware):
             cfg.StrOpt(
                 "multiprocess_dir",
                 default="",
-                help="A folder in which the worker processes of one server add up their numbers; "
-                "empty it before the server starts. Default: PROMETHEUS_MULTIPROC_DIR of the "
-                "environment.",
+                help="A folder in which several processes add up their numbers; empty it before "
+                "they start. Default: PROMETHEUS_MULTIPROC_DIR of the environment, or with "
+                "[server] workers a temporary one.",
             ),
         ]
 
@@ -118,6 +142,7 @@ class Prometheus(Middleware):
         return cls(options["buckets"], options["multiprocess_dir"])
 
     def _make(self) -> None:
+        """Make the metrics that have labels: with several processes, they open no file yet."""
         counter = functools.partial(self._client.Counter, registry=self.registry)
         gauge = functools.partial(
             self._client.Gauge, registry=self.registry, multiprocess_mode="livesum"
@@ -136,19 +161,9 @@ class Prometheus(Middleware):
         self._in_flight = _Family(
             gauge("tavrida_in_flight_messages", "Messages whose handlers run.", of_handler)
         )
-        self._published = _Family(
-            counter(
-                "tavrida_published_messages_total",
-                "Messages that were sent: confirmed by the broker, or failed.",
-                (*of_handler, "outcome"),
-            )
-        )
-        self._called = _Family(
-            histogram(
-                "tavrida_call_seconds",
-                "How long handlers waited for the answers of others.",
-                ("service", "method", "outcome"),
-            )
+        # In a folder, two counters of one name would write over each other.
+        self._published, self._called = (
+            _of_program(self._buckets) if self._folder else _of_sent(self.registry, self._buckets)
         )
         self._retried = _Family(
             counter(
@@ -164,17 +179,27 @@ class Prometheus(Middleware):
                 of_handler,
             )
         )
-        self._late = counter(
-            "tavrida_late_answers_total", "Answers that came when nobody waited any more."
+
+    def _make_for_looks(self) -> None:
+        """Make the metrics without labels, which open their files at once."""
+        self._has_looks = True
+        self._late = self._client.Counter(
+            "tavrida_late_answers_total",
+            "Answers that came when nobody waited any more.",
+            registry=self.registry,
         )
-        self._connected = gauge(
+        self._connected = self._client.Gauge(
             "tavrida_connected",
             "Processes that are connected and whose consumers the broker has confirmed.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
         )
 
-    # -- the server
+    # -- the server or client
 
     def observe(self, vitals: Vitals) -> None:
+        if vitals.is_server:
+            vitals.pages["/metrics"] = self._page
         if self._folder:
             try:
                 _set_aside(Path(self._folder))
@@ -185,16 +210,21 @@ class Prometheus(Middleware):
                     self._folder,
                     error,
                 )
-        vitals.pages["/metrics"] = self._page
+                return
+        if not vitals.is_server:
+            self._published, self._called = _of_program(self._buckets)
+            return
+        if not self._has_looks:
+            # Not before: a file that is open already would lose its room when it grows.
+            self._make_for_looks()
         vitals.looks.append(functools.partial(self._look, vitals))
 
     @harmless
     def _look(self, vitals: Vitals) -> None:
-        if self._is_off:
-            return
-        self._connected.set(vitals.is_ready)
         late = vitals.late_answers
-        self._late.inc(max(0, late - self._late_answers))
+        with _COUNTING:
+            self._connected.set(vitals.is_ready)
+            self._late.inc(max(0, late - self._late_answers))
         self._late_answers = late
 
     def _page(self, accept: str) -> tuple[str, bytes]:
@@ -217,7 +247,7 @@ class Prometheus(Middleware):
             return
         it = context.handled.get()
         self._began[it] = time.perf_counter()
-        self._in_flight.of(*context.names_of(it), message.message_type).inc()
+        self._in_flight.count(*context.names_of(it), message.message_type)
 
     @harmless
     def after_handle(self, message: Message, error: BaseException | None) -> None:
@@ -226,9 +256,9 @@ class Prometheus(Middleware):
         if began is None:
             return
         names = (*context.names_of(it), message.message_type)
-        self._in_flight.of(*names).dec()
+        self._in_flight.count(*names, by=-1)
         outcome = "ok" if error is None else "error"
-        self._handled.of(*names, outcome).observe(time.perf_counter() - began)
+        self._handled.observe(time.perf_counter() - began, *names, outcome)
 
     @harmless
     def before_retry(self, message: IncomingMessage, error: BaseException) -> None:
@@ -241,7 +271,7 @@ class Prometheus(Middleware):
     def _count(self, family: _Family, message: Message) -> None:
         if not self._is_off:
             names = context.names_of(context.handled.get())
-            family.of(*names, message.message_type).inc()
+            family.count(*names, message.message_type)
 
     # -- on the way out
 
@@ -250,7 +280,7 @@ class Prometheus(Middleware):
         if self._is_off:
             return
         outcome = "confirmed" if error is None else "failed"
-        self._published.of(*_names_of_sent(message), message.message_type, outcome).inc()
+        self._published.count(*_names_of_sent(message), message.message_type, outcome)
 
     @harmless
     def before_call(self, message: Request) -> None:
@@ -268,7 +298,7 @@ class Prometheus(Middleware):
             known = (name for kind, name in _FAILURES if isinstance(error, kind))
             outcome = next(known, "error")
         names = _names_of_sent(message)
-        self._called.of(*names, outcome).observe(time.perf_counter() - began)
+        self._called.observe(time.perf_counter() - began, *names, outcome)
 
 
 def _names_of_sent(message: Message) -> tuple[str, str]:
@@ -287,6 +317,16 @@ class _Family:
         self._metric = metric
         self._children: dict[tuple[str, ...], Any] = {}
 
+    def count(self, *labels: str, by: float = 1) -> None:
+        """Add to the counter or gauge of these labels."""
+        with _COUNTING:
+            self.of(*labels).inc(by)
+
+    def observe(self, seconds: float, *labels: str) -> None:
+        """Add a time to the histogram of these labels."""
+        with _COUNTING:
+            self.of(*labels).observe(seconds)
+
     def of(self, *labels: str) -> Any:
         """Return the counter, gauge or histogram of these labels."""
         child = self._children.get(labels)
@@ -297,21 +337,73 @@ class _Family:
         return child
 
 
+def _of_sent(registry: Any, buckets: Sequence[float]) -> tuple[_Family, _Family]:
+    """Return the metrics of what is sent and of calls, which servers and clients have."""
+    import prometheus_client
+
+    published = prometheus_client.Counter(
+        "tavrida_published_messages_total",
+        "Messages that were sent: confirmed by the broker, or failed.",
+        ("service", "method", "kind", "outcome"),
+        registry=registry,
+    )
+    called = prometheus_client.Histogram(
+        "tavrida_call_seconds",
+        "How long handlers and clients waited for the answers of others.",
+        ("service", "method", "outcome"),
+        registry=registry,
+        buckets=buckets,
+    )
+    return _Family(published), _Family(called)
+
+
+def _of_program(buckets: Sequence[float]) -> tuple[_Family, _Family]:
+    """Return those in the program's registry, which has each name once: all clients share them.
+
+    The buckets are those of the first client.
+    """
+    import prometheus_client
+
+    registry: Any = prometheus_client.REGISTRY
+    with _COUNTING:
+        if not hasattr(registry, _SHARED):
+            setattr(registry, _SHARED, _of_sent(registry, buckets))
+        families: tuple[_Family, _Family] = getattr(registry, _SHARED)
+        return families
+
+
 class _Both:
-    """Two registries as one, to be written."""
+    """Two registries as one, to be written. What is in both is added up."""
 
     def __init__(self, *registries: Any) -> None:
         self._registries = registries
 
     def collect(self) -> Iterator[Any]:
+        families: dict[str, Any] = {}
         for registry in self._registries:
-            yield from registry.collect()
+            for family in registry.collect():
+                known = families.setdefault(family.name, family)
+                if known is not family:
+                    known.samples = _added_up((*known.samples, *family.samples))
+        yield from families.values()
+
+
+def _added_up(samples: Iterable[Any]) -> list[Any]:
+    """Return one sample for each name and set of labels."""
+    found: dict[Any, Any] = {}
+    for sample in samples:
+        key = sample.name, frozenset(sample.labels.items())
+        same = found.setdefault(key, sample)
+        if same is not sample:
+            add = min if sample.name.endswith("_created") else operator.add
+            found[key] = same._replace(value=add(same.value, sample.value))
+    return list(found.values())
 
 
 # -- the folder that processes share
 
 
-def _share(folder: str) -> None:
+def share(folder: str) -> None:
     """Have prometheus_client keep its numbers there; it looks once, when it is imported."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

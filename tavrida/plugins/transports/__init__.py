@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import ClassVar, Protocol
 
 from tavrida import exceptions
@@ -74,6 +75,24 @@ class QueueState:
     #: Messages that wait in it; those that were handed over and are not settled do not count.
     messages: int
     consumers: int
+    #: Those that were handed over and are not settled; None where the transport does not tell.
+    unacknowledged: int | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """What can be said of a connection to the broker, of whatever program, at one moment."""
+
+    #: What it calls itself: those of tavrida their services or command, host and process.
+    name: str
+    user: str
+    #: The address that it comes from; "" where it is on this machine.
+    peer: str
+    since: datetime | None
+    state: str
+    #: The queues that it reads.
+    queues: tuple[str, ...]
+    unacknowledged: int | None
 
 
 #: What is different about a queue or exchange: by the name that AMQP has for it, what it is and
@@ -94,8 +113,8 @@ class Events:
 class Transport(abc.ABC):
     """One connection to a broker, which repairs itself.
 
-    All methods are called on the loop. What was declared and consumed is declared and consumed
-    again after each reconnect, before publications go on.
+    All methods but ``submit`` are called on the loop. What was declared and consumed is declared
+    and consumed again after each reconnect, before publications go on.
     """
 
     #: True where the broker takes back what a consumer has not settled for long.
@@ -213,6 +232,14 @@ class Transport(abc.ABC):
             TransportError: the broker does not let us look.
         """
 
+    async def connections(self) -> list[ConnectionState] | None:
+        """Return who uses the same place, this connection too; None where that is not told.
+
+        Raises:
+            ConnectionFailed: the connection was lost meanwhile.
+        """
+        return None
+
     @abc.abstractmethod
     async def get(self, queue: str) -> Delivery | None:
         """Take the next message of a queue without consuming it; None when none waits.
@@ -248,6 +275,14 @@ class Transport(abc.ABC):
         confirm is sent again, with the same ``message_id``, on the next connection; one that the
         broker refused for now, soon.
         """
+
+    def submit(self, publication: Publication, done: Done) -> None:
+        """As ``publish``, from any other thread than the loop's. ``done`` is called on the loop.
+
+        Raises:
+            ConnectionFailed: the loop was stopped.
+        """
+        self.loop.submit(self.publish, publication, done)
 
     @abc.abstractmethod
     async def close(self) -> None:

@@ -14,8 +14,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import IO, Any
@@ -23,10 +21,12 @@ from urllib.parse import unquote, urlsplit
 
 from tavrida import exceptions, masks
 from tavrida.config import ConnectionConfig
+from tavrida.loop import in_thread
 
 #: Seconds to find out the password.
 TIMEOUT = 10.0
 
+_THREAD = "tavrida-password"
 #: Characters of a password at most; a token may be long, and a file without an end is none.
 MAX_LENGTH = 65_536
 
@@ -100,7 +100,7 @@ async def _user_and_password(config: ConnectionConfig, url: str) -> tuple[str, s
     password = config.credentials.password
     if isinstance(password, str):
         return user, password
-    return user, await _wait_for("the function Credentials.password", _in_thread(password))
+    return user, await _wait_for("the function Credentials.password", in_thread(password, _THREAD))
 
 
 async def _wait_for(source: str, answer: Any) -> str:
@@ -140,7 +140,7 @@ def _read(config: ConnectionConfig) -> Any:
         with path.open(encoding="utf-8") as file:
             return _limited(file)
 
-    return _in_thread(read)
+    return in_thread(read, _THREAD)
 
 
 def _limited(file: IO[str]) -> str:
@@ -175,7 +175,7 @@ async def _output_of(command: str) -> str:
             process.wait()
 
     try:
-        output = await _in_thread(read)
+        output = await in_thread(read, _THREAD)
     finally:
         if process.poll() is None:  # nobody waits for it any more
             with contextlib.suppress(ProcessLookupError):
@@ -183,29 +183,3 @@ async def _output_of(command: str) -> str:
     if process.returncode:
         raise _NoPassword(f"failed with exit code {process.returncode}")
     return output
-
-
-async def _in_thread(function: Callable[[], str]) -> str:
-    """Run a function that may block; when it does so for ever, nobody waits for it."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[str] = loop.create_future()
-
-    def end(value: Any, error: BaseException | None) -> None:
-        if result.cancelled():
-            return
-        if error is None:
-            result.set_result(value)
-        else:
-            result.set_exception(error)
-
-    def run() -> None:
-        value, error = None, None
-        try:
-            value = function()
-        except Exception as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop is closed: it came too late
-            loop.call_soon_threadsafe(end, value, error)
-
-    threading.Thread(target=run, name="tavrida-password", daemon=True).start()
-    return await result

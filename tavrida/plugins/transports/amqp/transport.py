@@ -80,6 +80,9 @@ MAX_PREFETCH = 65_535
 #: Seconds between two looks whether the exchanges of what is consumed are still there.
 GUARD_PAUSE = 5.0
 
+#: Bytes of a body that the thread whose message it is sends itself.
+MAX_ALONE = 32_768
+
 #: Seconds until a message that the broker refused is sent again.
 REFUSAL_PAUSE = 1.0
 
@@ -180,6 +183,8 @@ class AMQPTransport(ReconnectingTransport):
         self._publishing: AwaitableChannel | None = None
         self._outbox: deque[_Sending] = deque()
         self._unconfirmed: dict[int, _Sending] = {}
+        # True in ``_send_now``; and behind it, where an exception broke that off.
+        self._is_half_sent = False
         self._last_tag = 0
         self._returned: Counter[_Route] = Counter()
         # Exchanges that are there, as far as we know: a message to one that is not would close
@@ -624,14 +629,66 @@ class AMQPTransport(ReconnectingTransport):
         if self._is_closing:
             done(closed())
             return
-        deadline = self.loop.loop.time() + self.config.publish_timeout
-        self._outbox.append(_Sending(publication, done, deadline))
+        self._outbox.append(self._sending(publication, done))
         self._flush()
         if self._sweeper is None:
             self._sweep()
 
+    def submit(self, publication: Publication, done: Done) -> None:
+        # As Nagle's algorithm does it: what is alone leaves at once, what comes while something
+        # is on its way leaves together.
+        is_alone = not self._unconfirmed and len(publication.body) <= MAX_ALONE
+        if not (is_alone and self.loop.do_now(self._send_now, publication, done)):
+            super().submit(publication, done)
+
+    def _send_now(self, publication: Publication, done: Done) -> bool:
+        """Send a message where nothing else is to be done, in any thread that has the turn."""
+        connection, channel = self._connection, self._publishing
+        if (
+            self._unconfirmed
+            or self._outbox
+            or self._refused
+            or self._sweeper is None
+            or self._is_half_sent
+            or self._is_blocked
+            or self._is_closing
+            or not self._ready.is_set()
+            or publication.exchange not in self._exchanges
+            or connection is None
+            or not connection.is_idle
+            or channel is None
+            or not channel.pika.is_open
+        ):
+            return False
+        self._is_half_sent = True
+        self._last_tag += 1
+        self._unconfirmed[self._last_tag] = self._sending(publication, done)
+        try:
+            connection.send_now(channel.pika, publication)
+        except Exception:  # it cannot be encoded: for the loop to meet once more
+            del self._unconfirmed[self._last_tag]
+            self._last_tag -= 1
+            self._is_half_sent = False
+            return False
+        self._is_half_sent = False
+        return True
+
+    def _sending(self, publication: Publication, done: Done) -> _Sending:
+        return _Sending(publication, done, self.loop.loop.time() + self.config.publish_timeout)
+
+    def _is_whole(self) -> bool:
+        """Make sure that nothing is half sent; else the confirms would be taken for others'."""
+        if self._is_half_sent:
+            self._is_half_sent = False
+            LOG.warning("%s: a signal handler broke off a message; connecting anew.", self.name)
+            self._drop(self._connection)
+            return False
+        return True
+
     def _flush(self) -> None:
         """Send what waits, unless there is no one to take it."""
+        if not self._is_whole():
+            return
         while self._outbox and self._ready.is_set() and not self._is_blocked:
             if self._is_renewing or (self._suspects and self._unconfirmed):
                 return
@@ -714,7 +771,7 @@ class AMQPTransport(ReconnectingTransport):
         multiple: bool,
         is_ack: bool,
     ) -> None:
-        if channel is not self._publishing:
+        if channel is not self._publishing or not self._is_whole():
             return  # its tags mean nothing any more
         unconfirmed = self._unconfirmed
         each = next(iter(unconfirmed), 0) if multiple else tag
@@ -818,6 +875,7 @@ class AMQPTransport(ReconnectingTransport):
     def _sweep(self) -> None:
         """End publications that are over their deadline; runs while there are any."""
         self._sweeper = None
+        self._is_whole()
         now = self.loop.loop.time()
         overdue = []
         for tag, sending in list(self._unconfirmed.items()):

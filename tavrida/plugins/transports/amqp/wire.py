@@ -60,6 +60,15 @@ class PlainWire(AsyncioConnection):
             publication.is_mandatory,
         )
 
+    @property
+    def is_idle(self) -> bool:
+        """True while ``send_now`` may be called. In any thread that has the loop's turn."""
+        return False
+
+    def send_now(self, channel: Channel, publication: Publication) -> None:
+        """Send a message at once, where ``is_idle``; in any thread that has the loop's turn."""
+        raise NotImplementedError
+
     def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
         """Acknowledge a delivery, or all up to it, of a channel that is open."""
         channel.basic_ack(tag, multiple)
@@ -95,6 +104,25 @@ class FastWire(PlainWire):
         self._adapter_emit_data(
             frames.publish_frames(channel.channel_number, publication, self._body_max_length)
         )
+
+    @property
+    def is_idle(self) -> bool:
+        transport: Any = self._transport
+        return (
+            not self._written
+            and isinstance(transport, _AsyncPlaintextTransport)
+            and transport._state == transport._STATE_ACTIVE
+            and not transport._tx_buffers
+        )
+
+    def send_now(self, channel: Channel, publication: Publication) -> None:
+        transport: Any = self._transport
+        data = frames.publish_frames(channel.channel_number, publication, self._body_max_length)
+        sent = 0
+        with contextlib.suppress(OSError):  # the transport meets it too, and tells
+            sent = transport._sock.send(data)
+        if sent < len(data):
+            transport.write(data[sent:])
 
     def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
         self._adapter_emit_data(frames.ack_frame(channel.channel_number, tag, multiple))

@@ -24,7 +24,13 @@ import msgspec
 from tavrida import exceptions
 from tavrida.entry_point import MAX_LENGTH
 from tavrida.envelope import Properties
-from tavrida.plugins.transports import Differences, QueueState, conflict, in_use
+from tavrida.plugins.transports import (
+    ConnectionState,
+    Differences,
+    QueueState,
+    conflict,
+    in_use,
+)
 from tavrida.plugins.transports.sqlite import tables
 from tavrida.plugins.transports.sqlite.topics import matches
 from tavrida.topology import Binding, Exchange, Queue, Topology
@@ -467,7 +473,29 @@ class Bus:
         (consumers,) = self._db.execute(
             "SELECT count(*) FROM consumers WHERE queue = ?", (queue,)
         ).fetchone()
-        return QueueState(messages, consumers)
+        (held,) = self._db.execute(
+            "SELECT count(*) FROM entries WHERE holder IS NOT NULL AND queue = ?", (queue,)
+        ).fetchone()
+        return QueueState(messages, consumers, held)
+
+    def connections(self) -> list[ConnectionState]:
+        """Return the sessions of all processes."""
+        read: dict[int, list[str]] = {}
+        for session, queue in self._db.execute(
+            "SELECT c.session, q.name FROM consumers c JOIN queues q ON q.id = c.queue"
+            " ORDER BY q.name"
+        ):
+            read.setdefault(session, []).append(queue)
+        rows = self._db.execute(
+            "SELECT id, name, started_at,"
+            " (SELECT count(*) FROM entries WHERE holder = sessions.id) FROM sessions"
+        )
+        return [
+            ConnectionState(
+                name, "", "", _moment(started), "running", tuple(read.get(id_, ())), held
+            )
+            for id_, name, started, held in rows
+        ]
 
     def has_ready(self, queue: int) -> bool:
         """Tell whether a message waits in the queue."""
@@ -647,6 +675,10 @@ class Bus:
         if reason != "rejected" and _is_cycle(stored, target.declared.name):
             return
         self.put(target, "", target.declared.name, _encoder.encode(stored), body, None)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _check_names(topology: Topology) -> None:

@@ -12,6 +12,7 @@ import secrets
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from operator import methodcaller
 
 import msgspec
 
@@ -22,6 +23,7 @@ from tavrida.envelope import MAX_EXPIRATION, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
     MAX_PROPERTIES,
+    ConnectionState,
     Differences,
     Done,
     Events,
@@ -226,6 +228,10 @@ class SQLiteTransport(ReconnectingTransport):
     async def inspect(self, queue: str) -> QueueState | None:
         connection = await self._connected()
         return await connection.store.ask(lambda bus: bus.inspect(queue, connection.session))
+
+    async def connections(self) -> list[ConnectionState]:
+        connection = await self._connected()
+        return await connection.store.ask(methodcaller("connections"))
 
     async def get(self, queue: str) -> SQLiteDelivery | None:
         connection = await self._connected()

@@ -1,0 +1,236 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""A message that is alone on its connection leaves in the thread that sends it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from tavrida import dispatcher, exceptions
+from tavrida.client import RPCClient
+from tavrida.plugins.transports.amqp.transport import MAX_ALONE, AMQPTransport
+from tavrida.plugins.transports.amqp.wire import FastWire
+from tavrida.service import ServiceController
+from tests.broker.conftest import Connect, Serve
+from tests.waiting import DEADLINE, eventually
+
+pytestmark = pytest.mark.usefixtures("amqp_url")
+
+
+@dispatcher.rpc_service("svc")
+class Service(ServiceController):
+    seen: SimpleQueue[int] = SimpleQueue()
+
+    @dispatcher.rpc_method("svc", "echo")
+    async def echo(self, request: Any, proxy: Any, n: int, pad: str = "") -> dict[str, Any]:
+        return {"n": n}
+
+    @dispatcher.rpc_method("svc", "note")
+    async def note(self, request: Any, proxy: Any, n: int) -> None:
+        self.seen.put(n)
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Service, "seen", SimpleQueue())
+
+
+#: What is done around a message that is sent in its own thread: before it, and behind it.
+Around = Callable[[Callable[[], None]], None]
+
+
+@pytest.fixture
+def around(monkeypatch: pytest.MonkeyPatch) -> list[Around]:
+    """Put something in: it is called, once, with what sends the next such message."""
+    waiting: list[Around] = []
+    send_now = FastWire.send_now
+
+    def send(self: FastWire, *args: Any) -> None:
+        if waiting:
+            waiting.pop()(lambda: send_now(self, *args))
+        else:
+            send_now(self, *args)
+
+    monkeypatch.setattr(FastWire, "send_now", send)
+    return waiting
+
+
+@pytest.fixture
+def client(serve: Serve, connect: Connect) -> RPCClient:
+    """One that has made its first call, of which the loop has nothing more to do."""
+    serve(Service)
+    client = connect("svc")
+    assert 0 == client.svc.echo(n=0).call(timeout=DEADLINE)["n"]
+    return client
+
+
+def transport_of(client: RPCClient) -> AMQPTransport:
+    link = client._sender._link
+    assert link is not None
+    assert isinstance(link.transport, AMQPTransport)
+    return link.transport
+
+
+def alone(client: RPCClient, around: list[Around], what: Around) -> None:
+    """Make calls until one has been sent in its own thread, with that around it."""
+    around.append(what)
+
+    def called() -> bool:
+        assert 1 == client.svc.echo(n=1).call(timeout=DEADLINE)["n"]
+        return not around
+
+    eventually(called)
+
+
+def test_a_call_leaves_in_its_own_thread(client: RPCClient, around: list[Around]) -> None:
+    """Which saves waking the loop."""
+    threads: list[threading.Thread] = []
+
+    def note(send: Callable[[], None]) -> None:
+        threads.append(threading.current_thread())
+        send()
+
+    alone(client, around, note)
+    assert [threading.current_thread()] == threads
+
+
+def test_what_does_not_go_alone_goes_by_the_loop(client: RPCClient, around: list[Around]) -> None:
+    """A large body, an exchange that was not looked for yet, and all that comes in bursts."""
+    unseen: list[int] = []
+
+    def note(send: Callable[[], None]) -> None:
+        unseen.append(1)
+        send()
+
+    around.append(note)
+    assert 1 == client.svc.echo(n=1, pad="x" * MAX_ALONE).call(timeout=DEADLINE)["n"]
+    assert [] == unseen
+    around.clear()
+    with client.pipeline():
+        for n in range(200):
+            client.svc.note(n=n).cast()
+    assert list(range(200)) == sorted(Service.seen.get(timeout=DEADLINE) for _ in range(200))
+
+
+def test_many_threads_get_their_own_answers(client: RPCClient) -> None:
+    """Also where one sends in its own thread while the loop sends for others."""
+
+    def calls(thread: int) -> list[int]:
+        numbers = range(1000 * thread, 1000 * thread + 150)
+        return [client.svc.echo(n=n).call(timeout=DEADLINE)["n"] for n in numbers]
+
+    with ThreadPoolExecutor(6) as threads:
+        for thread, answers in enumerate(threads.map(calls, range(6))):
+            assert list(range(1000 * thread, 1000 * thread + 150)) == answers
+
+
+def test_what_cannot_be_encoded_is_told(client: RPCClient, around: list[Around]) -> None:
+    """By the loop, as everywhere, and what follows is not taken for it."""
+
+    def fail(send: Callable[[], None]) -> None:
+        raise exceptions.PublishFailed("the headers are too large")
+
+    alone(client, around, fail)
+    assert [2, 3] == [client.svc.echo(n=n).call(timeout=DEADLINE)["n"] for n in (2, 3)]
+
+
+# -- signals
+
+
+@pytest.fixture
+def on_signal() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Call it with what SIGUSR1 does in this test."""
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def handle(handler: Callable[[], None]) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: handler())
+
+    yield handle
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_a_message_that_a_signal_broke_off_harms_no_other(
+    client: RPCClient,
+    around: list[Around],
+    on_signal: Any,
+    is_sent: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Before it was sent or behind it: its connection is made anew, and nothing is mixed up."""
+    on_signal(interrupt)
+
+    def break_off(send: Callable[[], None]) -> None:
+        if is_sent:
+            send()
+        signal.raise_signal(signal.SIGUSR1)
+
+    with pytest.raises(KeyboardInterrupt):
+        alone(client, around, break_off)
+    with client.pipeline():  # on its way while the connection is made anew
+        for n in range(100):
+            client.svc.note(n=n).cast()
+    assert set(range(100)) <= {Service.seen.get(timeout=DEADLINE) for _ in range(100)}
+    assert list(range(50)) == [client.svc.echo(n=n).call(timeout=DEADLINE)["n"] for n in range(50)]
+    assert "a signal handler broke off a message; connecting anew" in caplog.text
+
+
+def test_a_signal_handler_is_told_that_it_cannot_wait_here(
+    client: RPCClient, around: list[Around], on_signal: Any
+) -> None:
+    """It would wait for what it interrupts; what need not wait is sent."""
+    errors: list[str] = []
+    futures: list[Any] = []
+
+    def handle() -> None:
+        for wait in (client.svc.echo(n=1).call, client.svc.note(n=1).cast):
+            with pytest.raises(exceptions.CallError) as caught:
+                wait()
+            errors.append(str(caught.value))
+        futures.append(client.svc.echo(n=7).future(timeout=DEADLINE))
+
+    def interrupted(send: Callable[[], None]) -> None:
+        send()
+        signal.raise_signal(signal.SIGUSR1)
+
+    on_signal(handle)
+    alone(client, around, interrupted)
+    assert 2 == len(errors)
+    assert all("this is a signal handler" in error for error in errors)
+    assert 7 == futures[0].result(DEADLINE)["n"]
+    assert Service.seen.empty()
+
+
+def test_a_signal_handler_may_cast_while_its_thread_casts(
+    client: RPCClient, on_signal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the midst of what is guarded against other threads, too."""
+    link = client._sender._link
+    assert link is not None
+    publisher = link.publisher
+    take_room = type(publisher)._take_room
+    signals = iter([True])
+
+    def take(self: Any, **given: Any) -> None:
+        with self._lock:
+            if next(signals, False):
+                signal.raise_signal(signal.SIGUSR1)
+        take_room(self, **given)
+
+    monkeypatch.setattr(type(publisher), "_take_room", take)
+    on_signal(lambda: client.svc.note(n=1).cast())
+    client.svc.note(n=2).cast()
+    assert [1, 2] == [Service.seen.get(timeout=DEADLINE) for _ in range(2)]
+    assert not transport_of(client)._is_half_sent
+    assert 0 == publisher.unconfirmed
