@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -326,6 +327,34 @@ def test_a_mailbox_of_a_closed_loop_takes_and_forgets() -> None:
     loop.close()
     mailbox.put(ran.append, 3)
     assert [1, 2] == ran
+
+
+def test_what_is_left_to_be_done_last_is_done_in_a_row(loop: LoopThread) -> None:
+    """After all that is ready, each in its own context; and what it leaves for the end, after."""
+    noted: list[str] = []
+    name = contextvars.ContextVar("name", default="none")
+    done = threading.Event()
+
+    def last() -> None:
+        loop.at_end(lambda: noted.append(f"end of {me}"))
+        me = name.get()
+        noted.append(f"last of {me}")
+
+    def begin(me: str) -> None:
+        name.set(me)
+        noted.append(f"begin of {me}")
+        loop.last(last)
+
+    def begin_both() -> None:
+        for me in ("first", "second"):
+            loop.loop.call_soon(begin, me, context=contextvars.Context())
+        loop.loop.call_soon(loop.loop.call_soon, done.set)
+
+    loop.submit(begin_both)
+    assert done.wait(DEADLINE)
+    order = [f"{when} of {me}" for when in ("begin", "last") for me in ("first", "second")]
+    assert order == noted[:4]
+    assert ["end of first", "end of second"] == noted[4:]
 
 
 # -- what another thread does while the loop sleeps

@@ -62,6 +62,34 @@ def test_calls_small_and_large_come_back(serve: Serve, connect: Connect, amqp_ur
         client.nobody.echo(text="").call()
 
 
+def test_a_delivery_that_cannot_be_taken_harms_no_other(
+    serve: Serve,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    amqp_url: str,
+) -> None:
+    """Several come together; a fault of ours with one of them is logged, and the others go on."""
+    serve(Service, concurrency=20)
+    client = connect("svc")
+    client.svc.echo(text="").call(timeout=DEADLINE)
+    link = client._sender._link
+    assert link is not None
+    finish = link.caller._finish
+    faults = iter([True])
+
+    def fail_once(*given: Any) -> None:
+        if next(faults, False):
+            raise RuntimeError("of our making")
+        finish(*given)
+
+    monkeypatch.setattr(link.caller, "_finish", fail_once)
+    answers = [client.svc.echo(text="", n=n).future(timeout=3) for n in range(20)]
+    errors = [error for answer in answers if (error := answer.exception(DEADLINE)) is not None]
+    assert [exceptions.CallTimeout] == [type(error) for error in errors]
+    assert "cannot be taken" in caplog.text
+
+
 def test_casts_are_settled_and_leave_nothing(
     serve: Serve, connect: Connect, rabbitmq: Node, vhost: str, amqp_url: str
 ) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from tavrida.envelope import ReadProperties
 from tavrida.plugins.transports.amqp import fields
 from tavrida.plugins.transports.amqp.tags import Tags
 from tavrida.plugins.transports.amqp.wire import PlainWire
+
+LOG = logging.getLogger(__name__)
 
 #: Called for each delivery of a consumer: delivery tag, redelivered, exchange, routing key.
 Receive = Callable[[int, bool, str, str, ReadProperties, bytes], None]
@@ -42,6 +45,9 @@ class AwaitableChannel:
         #: That somebody waited for an answer here when it closed, and was told why.
         self.has_told = False
         self._receivers: dict[str, Receive] = {}
+        # What a read brought, handed over when all of it is there. A processor is quicker at the
+        # same step for many messages than at all steps for one after the other.
+        self._came: list[tuple[Any, ...]] = []
         self._getting: asyncio.Future[Any] | None = None
         self._one_get = asyncio.Lock()
         self.opened: asyncio.Future[Any] = self._future()
@@ -114,21 +120,22 @@ class AwaitableChannel:
         await self.ask(self.pika.basic_cancel, consumer_tag)
         self._receivers.pop(consumer_tag, None)
 
-    def _delivered(
-        self,
-        consumer_tag: str,
-        tag: int,
-        redelivered: bool,
-        exchange: str,
-        routing_key: str,
-        properties: ReadProperties,
-        body: bytes,
-    ) -> None:
-        receive = self._receivers.get(consumer_tag)
-        if receive is not None:
-            receive(tag, redelivered, exchange, routing_key, properties, body)
-        elif self.pika.is_open:
-            self.pika.basic_nack(tag, requeue=True)
+    def _delivered(self, *delivery: Any) -> None:
+        if not self._came:
+            self._wire.loop.at_end(self._hand_over)
+        self._came.append(delivery)
+
+    def _hand_over(self) -> None:
+        came, self._came = self._came, []
+        for consumer_tag, tag, redelivered, exchange, routing_key, properties, body in came:
+            receive = self._receivers.get(consumer_tag)
+            try:
+                if receive is not None:
+                    receive(tag, redelivered, exchange, routing_key, properties, body)
+                elif self.pika.is_open:
+                    self.pika.basic_nack(tag, requeue=True)
+            except Exception:  # ours: the others are not to suffer from it
+                LOG.exception("A delivery of consumer %s cannot be taken.", consumer_tag)
 
     def _delivered_by_pika(
         self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes

@@ -182,6 +182,7 @@ class AMQPTransport(ReconnectingTransport):
         self._held: defaultdict[str, weakref.WeakSet[AMQPDelivery]] = defaultdict(weakref.WeakSet)
         self._publishing: AwaitableChannel | None = None
         self._outbox: deque[_Sending] = deque()
+        self._will_flush = False
         self._unconfirmed: dict[int, _Sending] = {}
         # True in ``_send_now``; and behind it, where an exception broke that off.
         self._is_half_sent = False
@@ -630,7 +631,9 @@ class AMQPTransport(ReconnectingTransport):
             done(closed())
             return
         self._outbox.append(self._sending(publication, done))
-        self._flush()
+        if not self._will_flush:
+            self._will_flush = True
+            self.loop.at_end(self._flush)
         if self._sweeper is None:
             self._sweep()
 
@@ -687,6 +690,7 @@ class AMQPTransport(ReconnectingTransport):
 
     def _flush(self) -> None:
         """Send what waits, unless there is no one to take it."""
+        self._will_flush = False
         if not self._is_whole():
             return
         while self._outbox and self._ready.is_set() and not self._is_blocked:
