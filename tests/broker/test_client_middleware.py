@@ -449,6 +449,15 @@ def test_a_call_whose_time_is_over_before_there_is_room_did_not_go(
     assert ["", "CallTimeout"] == sorted(witness.ends("after_publish", 2))
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Have SIGINT raise KeyboardInterrupt; what a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_message_once(
     served: None, config: ConnectionConfig, witness: Witness
 ) -> None:
