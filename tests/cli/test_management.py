@@ -104,16 +104,6 @@ def test_unacknowledged_messages_are_told(site: Site, holder: BlockingChannel) -
     assert "Unacked: 2" in site.status("shop", "-f", "yaml").stdout
 
 
-def test_a_queue_that_is_not_counted_yet_is_named(site: Site, holder: BlockingChannel) -> None:
-    """An empty column has its reason; there is no number that is only guessed."""
-    config = site.config.parent / "new.conf"
-    config.write_text(f"[connection]\nurl = {site.node.url()}\n[service:new]\n[service:never]\n")
-    holder.queue_declare("new")
-    ended = Site(site.node, config).status("-f", "json")
-    assert "the management has not counted yet: new\n" in ended.stderr
-    assert [None, None] == [row["Unacked"] for row in json.loads(ended.stdout)]
-
-
 def test_connections_are_listed(site: Site, holder: BlockingChannel) -> None:
     """Of all programs but the command itself: who, from where, and what they hold."""
 
@@ -292,6 +282,22 @@ def test_strange_answers_are_told_in_one_sentence(status: int, body: bytes, word
         survey(f"http://127.0.0.1:{port}/prefix/")
     assert f"RabbitMQ's management at 127.0.0.1:{port} {words}" in str(told.value)
     assert "hush" not in str(told.value)
+
+
+def test_a_queue_that_is_not_counted_yet_is_named(site: Site, holder: BlockingChannel) -> None:
+    """An empty column has its reason; there is no number that is only guessed.
+
+    The management itself may count in any moment.
+    """
+    config = site.config.parent / "new.conf"
+    config.write_text(f"[connection]\nurl = {site.node.url()}\n[service:new]\n[service:never]\n")
+    holder.queue_declare("new")
+    with answering(200, b'[{"name": "new"}]') as port:
+        ended = Site(site.node, config).status(
+            "-f", "json", management_url=f"http://127.0.0.1:{port}"
+        )
+    assert "the management has not counted yet: new\n" in ended.stderr
+    assert [None, None] == [row["Unacked"] for row in json.loads(ended.stdout)]
 
 
 def test_what_is_not_counted_yet_is_left_out() -> None:
