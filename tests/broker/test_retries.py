@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import threading
 import time
@@ -487,7 +488,7 @@ def test_messages_whose_process_only_lost_its_connections_are_no_suspects(
     count, cuts = 20, 4
     broken = faults.Faults(url)
     config = ConnectionConfig(url=(broken.url,), async_engine=True, retry_delay=0.05)
-    serve(Gated, config=config, queue_type=queue_type, concurrency=count * (cuts + 2))
+    server = serve(Gated, config=config, queue_type=queue_type, concurrency=count * (cuts + 2))
     client = connect("held")
     with client.pipeline():
         for n in range(count):
@@ -496,8 +497,13 @@ def test_messages_whose_process_only_lost_its_connections_are_no_suspects(
     def begun() -> set[int]:
         return {Gated.seen.get(timeout=DEADLINE) for _ in range(count)}
 
+    def held(times: int) -> bool:
+        """Tell whether all that was begun is there, and originals of counted copies are not."""
+        return len(server._processor.open_handlings) == times * count
+
     assert set(range(count)) == begun()
-    for _ in range(cuts):
+    for times in range(1, cuts + 1):
+        eventually(functools.partial(held, times))
         broken.add(faults.lose_connection("ack", entry_point="held.ends"))
         cut_at = time.monotonic()
         client.held.ends().cast()
