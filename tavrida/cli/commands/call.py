@@ -125,7 +125,9 @@ class Call(Sending, Showing):
         payload = self.payload(args)
         target = target_of(args)
         if args.timeout is not None and not 0 < args.timeout <= MAX_TIMEOUT:
-            raise WrongUsage(f"--timeout {args.timeout} should be from 0 to {MAX_TIMEOUT} seconds")
+            raise WrongUsage(
+                f"--timeout {args.timeout:g} should be above 0, and at most {MAX_TIMEOUT} seconds"
+            )
         with self.client(args) as client:
             answer = client[target.service][target.method](**payload).call(timeout=args.timeout)
         # In a table a person reads it; the other formats have ways of their own.
