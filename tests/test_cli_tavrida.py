@@ -276,7 +276,7 @@ def test_an_unknown_command_has_exit_code_64(arguments: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("a.b", "value"), "'value' is no KEY=VALUE"),
+        (("a.b", "value"), "'value' is no KEY=VALUE, such as name=Ann"),
         (("a.b", "=1"), "'=1' is no KEY=VALUE"),
         (("a.b", "--json", "{"), "--json is no JSON"),
         (("a.b", "--json", "[1]"), "--json is no object"),

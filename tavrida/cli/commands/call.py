@@ -78,7 +78,7 @@ def target_of(args: argparse.Namespace) -> EntryPoint:
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise WrongUsage(f"{text!r} is no KEY=VALUE")
+        raise WrongUsage(f"{text!r} is no KEY=VALUE, such as name=Ann")
     try:
         return key, _read(value)
     except ValueError:
@@ -117,7 +117,10 @@ class Call(Sending, Showing):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            "--timeout", type=float, metavar="SECONDS", help="how long to wait for the answer"
+            "--timeout",
+            type=float,
+            metavar="SECONDS",
+            help="how long to wait for the answer; default: [connection] call_timeout",
         )
         return parser
 
