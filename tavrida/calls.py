@@ -153,7 +153,9 @@ class Caller:
         if timeout is None:
             timeout = self.default_timeout
         if not 0 < timeout <= MAX_TIMEOUT:
-            raise ValueError(f"timeout={timeout!r} should be from 0 to {MAX_TIMEOUT} seconds")
+            raise ValueError(
+                f"timeout={timeout!r} should be above 0, and at most {MAX_TIMEOUT} seconds"
+            )
         own = time.time() + timeout
         request.deadline = own if inherited is None else min(own, inherited)
         try:

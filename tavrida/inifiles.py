@@ -125,7 +125,7 @@ def strangers(path: Path, sections: Sections, known: Sections, opaque: set[str])
         elif section not in opaque:
             faults += [
                 f"{path}:{line_of(path, section, name)}: [{section}] {name} is unknown"
-                f"{exceptions.did_you_mean(name, known[section])}"
+                f"{_near_option(section, name, known)}"
                 for name in names
                 if name not in known[section]
             ]
@@ -152,9 +152,19 @@ def strange_variables(known: Mapping[str, Iterable[str]]) -> list[str]:
             if near:
                 faults.append(f"{variable}: section [{section}] is unknown{near}")
         elif name not in known[section]:
-            near = exceptions.did_you_mean(name, known[section])
+            near = _near_option(section, name, known)
             faults.append(f"{variable}: [{section}] {name} is unknown{near}")
     return faults
+
+
+def _near_option(section: str, name: str, known: Mapping[str, Iterable[str]]) -> str:
+    """Return which option of the section, or else which section with this option, may be meant."""
+    near = exceptions.did_you_mean(name, known[section])
+    # Of sections such as [service:NAME] there may be many, and an option in each.
+    places = [f"[{each}]" for each, names in known.items() if name in names and ":" not in each]
+    if near or not places:
+        return near
+    return f" (did you mean it in {' or '.join(places)}?)"
 
 
 def _near_section(section: str, sections: Sections, known: Sections) -> str | None:

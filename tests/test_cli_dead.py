@@ -297,7 +297,7 @@ def test_a_letter_is_shown_to_people(tavrida: Tavrida, connection: Connection) -
         (("show", "m"), 1, ("id 'm' is ambiguous, 2 dead letters begin so (m1, m2)",)),
         (("requeue", "m1", "x"), 1, ("no dead letter has the id 'x'",)),
         (("requeue",), 64, ("say which: IDs",)),
-        (("purge", "--limit", "1", "--yes"), 64, ("say which: IDs",)),
+        (("purge", "--limit", "1", "--yes"), 64, ("say which: IDs", "or --all; --limit cuts")),
         (("purge", "m1", "--all", "--yes"), 64, ("--all",)),
         (("purge", "--all"), 64, ("nobody is there to ask", "--yes")),
     ],

@@ -276,12 +276,12 @@ def test_an_unknown_command_has_exit_code_64(arguments: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("a.b", "value"), "'value' is no KEY=VALUE"),
+        (("a.b", "value"), "'value' is no KEY=VALUE, such as name=Ann"),
         (("a.b", "=1"), "'=1' is no KEY=VALUE"),
         (("a.b", "--json", "{"), "--json is no JSON"),
         (("a.b", "--json", "[1]"), "--json is no object"),
         (("a.b", "c=1", "--json", "{}"), "either KEY=VALUE or --json"),
-        (("a.b", "--timeout", "-1"), "--timeout"),
+        (("a.b", "--timeout", "0"), "--timeout 0 should be above 0, and at most 4294967 seconds"),
         (("ab",), "'ab' names no method"),
         (("a.b.c",), "'a.b.c'"),
     ],

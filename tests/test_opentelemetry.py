@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -332,6 +333,43 @@ def test_an_exporter_is_named_in_the_ini(tmp_path: Path) -> None:
     assert 1 == ended.code
     assert "[middleware:opentelemetry] there is no exporter 'consol'" in ended.stderr
     assert "did you mean 'console'?" in ended.stderr
+
+
+#: Makes two clients of an ini with an exporter, and sends what nobody serves with each.
+WEB = """
+import logging
+import sys
+from opentelemetry import trace
+from tavrida import assembly, client, exceptions
+
+def provider():
+    with assembly.new_client(client.RPCClient, [sys.argv[1]], source="web") as web:
+        try:
+            web.shop.buy().cast()
+        except exceptions.ServiceUnavailable:
+            return trace.get_tracer_provider()
+
+logging.basicConfig(level=logging.INFO)
+first = provider()
+assert "tavrida" == first.resource.attributes["service.name"]
+assert first is provider()
+"""
+
+
+def test_a_tracer_provider_that_the_program_has_stays(tmp_path: Path) -> None:
+    """Whatever ``exporter`` says; so the second client of one ini has nothing to complain of."""
+    program = tmp_path / "web.py"
+    program.write_text(WEB)
+    path = tmp_path / "shop.conf"
+    path.write_text(
+        "[connection]\nurl = sqlite://\n[client]\noutgoing_middleware = opentelemetry\n"
+        "[middleware:opentelemetry]\nexporter = console\n"
+    )
+    ended = commands.run(sys.executable, program, path)
+    assert 0 == ended.code, ended.stderr
+    assert "has a tracer provider already" in ended.stderr
+    assert "Overriding" not in ended.stderr
+    assert 2 == ended.stdout.count('"name": "send shop.buy"')
 
 
 def test_a_missing_package_is_told_in_one_sentence(tmp_path: Path) -> None:

@@ -392,6 +392,14 @@ LOCAL = SERVICE + "discovery = local\n[discovery:local]\n"
         ),
         (HELLO + "x = 3\n", "1.conf:3: [server] x is unknown"),
         (
+            HELLO + "heartbeat = 3\n",
+            "1.conf:3: [server] heartbeat is unknown (did you mean it in [connection]?)",
+        ),
+        (
+            HELLO + "url = x\n",
+            "1.conf:3: [server] url is unknown (did you mean it in [connection] or [outbox]?)",
+        ),
+        (
             HELLO + "graceful-timeout = 7\n",
             "1.conf:3: [server] graceful-timeout is unknown (did you mean 'graceful_timeout'?)",
         ),

@@ -140,7 +140,7 @@ def test_errors_are_those_of_the_other_client(served: None, new_client: NewClien
                 await client.shop.echo(a=object()).cast()
             with pytest.raises(exceptions.MessageError):
                 await client.shop.echo(a=object()).call()
-            with pytest.raises(ValueError, match="timeout"):
+            with pytest.raises(ValueError, match="timeout=0 should be above 0"):
                 await client.shop.echo().call(timeout=0)
             with pytest.raises(exceptions.WrongEntryPoint):
                 await client.publish(a=1)

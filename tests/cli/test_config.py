@@ -107,6 +107,27 @@ def test_a_file_of_a_client_names_no_services(config: Tavrida, ini: Callable[...
     failed(config("check", *place), 1, "[server] services names none")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[client]\noutgoing_middleware = prometeus\n", "did you mean 'prometheus'?"),
+        (
+            "[client]\noutgoing_middleware = prometheus\n[middleware:prometheus]\nbuckets = 3, 2\n",
+            "buckets 3.0, 2.0: name growing numbers",
+        ),
+        (
+            "[client]\noutgoing_middleware=opentelemetry\n[middleware:opentelemetry]\nexporter=otpl",
+            "there is no exporter 'otpl'",
+        ),
+    ],
+)
+def test_middleware_of_clients_is_checked(
+    config: Tavrida, ini: Callable[..., Path], text: str, words: str
+) -> None:
+    """It is made with its options, as "tavrida call" would."""
+    failed(config("check", "--client", "--config-file", ini("shop.conf", text)), 1, words)
+
+
 # -- show ----------------------------------------------------------------------------------------
 
 

@@ -179,7 +179,7 @@ def test_without_a_url_the_option_is_named(shown: Site) -> None:
 def test_another_broker_by_url_is_not_mixed_with_the_management_of_the_ini(shown: Site) -> None:
     """Until it is given too."""
     url = shown.node.url()
-    not_told(shown.status("--url", url, "-f", "json"), "[connection] management_url")
+    not_told(shown.status("--url", url, "-f", "json"), "beside --url the option --management-url")
     more = ("--management-url", shown.management_url)
     ended = shown.status("--url", url, *more, "-f", "json", management_url="http://127.0.0.1:1")
     assert "connections to it" in ended.stderr

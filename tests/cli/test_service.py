@@ -75,7 +75,7 @@ def test_without_names_and_ini_it_says_what_is_missing() -> None:
     ("arguments", "words"),
     [
         (("list", "a.b"), "'a.b' is no name of a service"),
-        (("show", "a", "--timeout", "0"), "--timeout 0.0 should be from 0"),
+        (("show", "a", "--timeout", "0"), "--timeout 0 should be above 0, and at most"),
     ],
 )
 def test_a_slip_in_the_arguments_has_exit_code_64(arguments: tuple[str, ...], words: str) -> None:

@@ -42,7 +42,9 @@ def test_a_queue_with_which_nothing_is_wrong(site: Site) -> None:
     assert 0 == ended.code
     assert "the broker is reachable: " in ended.stderr
     told = "2 connections to it: --connections lists them"
-    hint = "are not shown: AMQP does not tell them; set [connection] management_url to RabbitMQ's"
+    hint = (
+        "are not shown: AMQP does not tell them; set [connection] management_url, or beside --url"
+    )
     assert (told if site.is_embedded else hint) in ended.stderr
 
 

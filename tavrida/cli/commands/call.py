@@ -78,7 +78,7 @@ def target_of(args: argparse.Namespace) -> EntryPoint:
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise WrongUsage(f"{text!r} is no KEY=VALUE")
+        raise WrongUsage(f"{text!r} is no KEY=VALUE, such as name=Ann")
     try:
         return key, _read(value)
     except ValueError:
@@ -117,7 +117,10 @@ class Call(Sending, Showing):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument(
-            "--timeout", type=float, metavar="SECONDS", help="how long to wait for the answer"
+            "--timeout",
+            type=float,
+            metavar="SECONDS",
+            help="how long to wait for the answer; default: [connection] call_timeout",
         )
         return parser
 
@@ -125,7 +128,9 @@ class Call(Sending, Showing):
         payload = self.payload(args)
         target = target_of(args)
         if args.timeout is not None and not 0 < args.timeout <= MAX_TIMEOUT:
-            raise WrongUsage(f"--timeout {args.timeout} should be from 0 to {MAX_TIMEOUT} seconds")
+            raise WrongUsage(
+                f"--timeout {args.timeout:g} should be above 0, and at most {MAX_TIMEOUT} seconds"
+            )
         with self.client(args) as client:
             answer = client[target.service][target.method](**payload).call(timeout=args.timeout)
         # In a table a person reads it; the other formats have ways of their own.

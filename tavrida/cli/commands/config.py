@@ -73,6 +73,8 @@ class ConfigCheck(Configured):
 
         conf = self.parsed(args)
         if args.client:
+            _, _, makers = options.read_clients(conf)
+            options.made(makers)  # some faults of their options are found in no other way
             _, _, names = options.read_services(conf)
         else:
             server, _ = assembly.load(conf)

@@ -421,7 +421,10 @@ class Acting(Dead):
         if args.all and is_chosen:
             raise WrongUsage("--all goes with --limit and --queue only: leave the others out")
         if not args.all and not is_chosen:
-            raise WrongUsage("say which: IDs, --service, --method, --reason, --older-than, --all")
+            raise WrongUsage(
+                "say which: IDs, --service, --method, --reason, --older-than, --newer-than, "
+                "or --all; --limit cuts these"
+            )
 
 
 class DeadRequeue(Acting):

@@ -54,7 +54,9 @@ class Asking(Connected):
         from tavrida.client import RPCClient
 
         if not 0 < args.timeout <= MAX_TIMEOUT:
-            raise WrongUsage(f"--timeout {args.timeout} should be from 0 to {MAX_TIMEOUT} seconds")
+            raise WrongUsage(
+                f"--timeout {args.timeout:g} should be above 0, and at most {MAX_TIMEOUT} seconds"
+            )
         for name in names:
             try:
                 EntryPoint(name)

@@ -28,8 +28,8 @@ CONNECTION_COLUMNS = ("Connection", "User", "From", "Since", "State", "Unacked",
 REPLIES = "tavrida.reply."
 
 UNTOLD = (
-    "AMQP does not tell them; set [connection] management_url to RabbitMQ's management, as in "
-    "http://HOST:15672"
+    "AMQP does not tell them; set [connection] management_url, or beside --url the option "
+    "--management-url, to RabbitMQ's management, as in http://HOST:15672"
 )
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from tavrida.plugins.middleware.harmless import harmless
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, Span, TracerProvider
+
+LOG = logging.getLogger(__name__)
 
 #: The header by which a message that is tried again names the span of the attempt before.
 RETRY_HEADER = "retry_traceparent"
@@ -99,7 +102,14 @@ class OpenTelemetry(Middleware):
     def observe(self, vitals: Vitals) -> None:
         # The embedded bus has no name in the conventions: it is called as its urls begin.
         self._system = "rabbitmq" if vitals.scheme.startswith("amqp") else vitals.scheme
-        if self._exporter is None:
+        exporter, self._exporter = self._exporter, None
+        if exporter is None:
+            return
+        if not isinstance(self._trace.get_tracer_provider(), self._trace.ProxyTracerProvider):
+            LOG.info(
+                "This process has a tracer provider already, and its spans go there: exporter and "
+                "service_name of [middleware:opentelemetry] are not used."
+            )
             return
         # Here and not before: this runs in the worker process, whose thread is to export.
         from opentelemetry.sdk.resources import Resource
@@ -108,9 +118,8 @@ class OpenTelemetry(Middleware):
 
         name = os.environ.get("OTEL_SERVICE_NAME") or self._service_name or "tavrida"
         provider = TracerProvider(resource=Resource.create({"service.name": name}))
-        provider.add_span_processor(BatchSpanProcessor(self._exporter()))
+        provider.add_span_processor(BatchSpanProcessor(exporter()))
         self._trace.set_tracer_provider(provider)
-        self._exporter = None
 
     # -- on the way in
 
