@@ -83,12 +83,34 @@ class Worker:
         self.served: float | None = None
         #: How often in a row it died at once.
         self.failures = 0
+        #: It was told to reload, and has not said that it did.
         self.is_reloading = False
+        #: What to reload after that; None: nothing.
+        self._next: Any = None
 
     def send(self, message: Any) -> None:
         """Tell it something, unless it is gone."""
         if self.pipe is not None:
             tell(self.pipe, message)
+
+    def reload(self, message: Any) -> None:
+        """Have it reload, now or after what it does now; only the last one counts.
+
+        Never two at a time: a process that is stopped reads nothing, and a full pipe would hold
+        the master up for ever.
+        """
+        if self.is_reloading:
+            self._next = message
+        elif self.pipe is not None:
+            self.is_reloading = True
+            tell(self.pipe, message)
+
+    def has_reloaded(self) -> None:
+        """Note that it has, or has ended; go on with what came meanwhile."""
+        self.is_reloading = False
+        message, self._next = self._next, None
+        if message is not None:
+            self.reload(message)
 
     def close(self) -> None:
         """Close the pipe."""
@@ -236,12 +258,12 @@ class Master:
         message = self._reload()
         if message is not None:
             for worker in self.workers:
-                worker.is_reloading = worker.served is not None
-                worker.send(message)
+                worker.reload(message)
         self._tell_if_reloaded()
 
     def _tell_if_reloaded(self) -> None:
-        if self._have_all_served and not any(worker.is_reloading for worker in self.workers):
+        served = (worker for worker in self.workers if worker.served is not None)
+        if self._have_all_served and not any(worker.is_reloading for worker in served):
             self._manager.ready(f"{len(self.workers)} workers serve.")
 
     # -- workers
@@ -330,8 +352,8 @@ class Master:
                 self._have_all_served = True
                 LOG.info("All %d workers serve.", len(self.workers))
                 self._tell_if_reloaded()
-        elif message == RELOADED and worker.is_reloading:
-            worker.is_reloading = False
+        elif message == RELOADED:
+            worker.has_reloaded()
             self._tell_if_reloaded()
 
     def _reap(self) -> None:
@@ -354,7 +376,8 @@ class Master:
         self._tell_of_end(worker.number, worker.pid)
         worker.pid = 0
         worker.started = now
-        is_reloading, worker.is_reloading = worker.is_reloading, False
+        is_reloading = worker.is_reloading
+        worker.has_reloaded()
         if self._is_stopping:
             if code != 0:
                 LOG.warning("%s.", told)

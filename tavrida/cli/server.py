@@ -161,7 +161,8 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
                 apply(server, settings)
             except exceptions.TransportError as error:
                 LOG.error("Not reloaded in pid %d, or in part only: %s", os.getpid(), error)  # noqa: TRY400
-            master.tell(pipe, master.RELOADED)
+            finally:
+                master.tell(pipe, master.RELOADED)
 
         def reload(settings: Settings) -> None:
             server.request(lambda: apply_settings(settings))

@@ -14,12 +14,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tavrida.cli.master import ECHO, SHORT_LIFE
+from tavrida.cli.master import ECHO, SHORT_LIFE, Worker
 from tavrida.config import ServerSettings
 from tavrida.exceptions import ConfigError
 from tests import commands
@@ -754,6 +755,44 @@ def test_sighup_to_a_worker_does_nothing(start: Start, connect: Connect) -> None
         os.kill(pid, signal.SIGHUP)
     connect("crew").crew.who().call()
     assert workers == crew.workers
+    assert 0 == crew.program.end()
+
+
+def test_a_worker_that_reloads_is_told_only_the_last_of_what_comes_meanwhile() -> None:
+    """And nothing of it any more when it has ended: its successor starts with it."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        worker = Worker(1)
+        worker.pipe = ours
+        for message in ("a", "b", "c"):
+            worker.reload(message)
+        assert "a" == theirs.recv()
+        assert not theirs.poll()
+        worker.has_reloaded()
+        assert "c" == theirs.recv()
+        worker.reload("d")
+        worker.close()
+        worker.has_reloaded()
+        assert not worker.is_reloading
+
+
+def test_a_process_that_is_stopped_does_not_hold_the_master_up(
+    ini: Ini, launch: Start, bus: str
+) -> None:
+    """However often all are told to reload: it reads nothing."""
+    # As much as a pipe holds is not much more than this.
+    much = f"[log]\nmask = {'x' * 100_000}"
+    crew = launch(ini(bus, 2, much))
+    crew.program.line("All 2 workers serve.")
+    stopped = min(crew.workers)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        for level in ("DEBUG", "INFO") * 3:
+            ini(bus, 2, f"{much}\nlevel = {level}")
+            crew.program.process.send_signal(signal.SIGHUP)
+            crew.program.line("Reloaded: ")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
     assert 0 == crew.program.end()
 
 
