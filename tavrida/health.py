@@ -387,7 +387,8 @@ class Health:
             told = _silent("it does not run, or not yet", GONE)
             return {"pid": None, "live": _LIVES, "ready": told}
         seconds, told = found
-        if seconds <= SILENCE:
+        # The thread that tells ends before the process, which may have its last spans to export.
+        if seconds <= SILENCE or told["ready"]["state"] == STOPPING:
             return told
         why = f"it has told nothing for {seconds:.0f} s: its process is stopped or stuck"
         if seconds > self._settings.stuck_loop:

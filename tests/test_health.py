@@ -434,7 +434,9 @@ def test_a_server_without_a_port_has_no_thread_for_it(tmp_path: Path) -> None:
 # -- several workers: more in broker/test_master.py
 
 
-def test_two_servers_at_one_port_answer_for_each_other(url: str) -> None:
+def test_two_servers_at_one_port_answer_for_each_other(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever is asked, as workers do."""
     listening = health.listen(HealthSettings(port=free_port()))
     probe, board = Probe(listening.getsockname()[1]), Board(2)
@@ -448,6 +450,13 @@ def test_two_servers_at_one_port_answer_for_each_other(url: str) -> None:
         )
         with other:
             assert [200] * 6 == [probe.status("/ready") for _ in range(6)]
+        status, told = probe.told("/ready")
+        assert (503, "the server is stopping") == (status, told["workers"][1]["reasons"][0])
+        assert 200 == probe.status("/live")
+        # However long its process takes to end: it tells nothing more.
+        last = board.read(2)
+        assert last is not None
+        monkeypatch.setattr(board, "read", lambda number: (60.0, last[1]))
         status, told = probe.told("/ready")
         assert (503, "the server is stopping") == (status, told["workers"][1]["reasons"][0])
         assert 200 == probe.status("/live")

@@ -13,6 +13,7 @@ and it forks in a thread. What is left of it then is this module.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -313,6 +314,9 @@ class Master:
     def _become_a_worker(self, number: int, pipe: Connection) -> NoReturn:
         """Work, in a process that was just forked."""
         code = os.EX_SOFTWARE
+        # What the master has to do at its end is none of a worker's, which has its own to do, such
+        # as to export its last spans. (multiprocessing does the same, from Python 3.14 on.)
+        atexit._clear()  # noqa: SLF001
         try:
             signal.set_wakeup_fd(-1)
             for each in SIGNALS:
@@ -329,7 +333,9 @@ class Master:
         except BaseException:
             LOG.exception("A worker (pid %d) failed.", os.getpid())
         finally:
-            # Not sys.exit(): what the master has to do at its end is none of a worker's.
+            with contextlib.suppress(BaseException):
+                atexit._run_exitfuncs()  # noqa: SLF001
+            # Not sys.exit(): that would go on in what the master does after the fork.
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()

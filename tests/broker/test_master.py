@@ -480,6 +480,21 @@ def test_ctrl_c_on_a_terminal_lets_all_workers_finish(
         assert 0 == program.process.wait(DEADLINE)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_each_process_does_at_its_end_what_it_has_registered(
+    ini: Ini, launch: Start, bus: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    """With atexit, and once: an exporter of traces sends its last ones so."""
+    farewell = tmp_path / "farewell"
+    crew = launch(ini(bus, 2, crew=f"farewell = {farewell}"))
+    crew.program.line("All 2 workers serve.")
+    processes = {crew.pid, *crew.workers}
+    assert 0 == crew.program.end(number)
+    written = farewell.read_text().split()
+    assert processes == set(map(int, written))
+    assert 3 == len(written)
+
+
 def test_handlers_that_do_not_end_hold_nothing_up_for_longer_than_graceful_timeout(
     start: Start, connect: Connect, tmp_path: Path
 ) -> None:
