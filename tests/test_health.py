@@ -527,3 +527,31 @@ def test_middleware_adds_pages_and_looks_and_may_fail(
         assert (500, "ZeroDivisionError") == (status, told["error"].partition(":")[0])
         assert 200 == probe.status("/ready")
     assert "no look today" in caplog.text
+
+
+def test_a_middleware_that_cannot_observe_is_one_sentence_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    """What it is told of comes before the first message: so it is told at start, by its name."""
+
+    class Blind(Middleware):
+        def observe(self, vitals: Vitals) -> None:
+            raise RuntimeError("no eyes\nat all")
+
+    @dispatcher.rpc_service("shop")
+    class Unseen(Shop):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_incoming_middleware(Blind())
+
+    port = free_port()
+    config = config_of(f"sqlite://{tmp_path}/bus.db")
+    server = Server(config, "shop", "shop", [Unseen], health=HealthSettings(port=port))
+    before = set(threading.enumerate())
+    for _ in range(2):  # nothing keeps it from being started again
+        with pytest.raises(ConfigError) as caught:
+            server.run()
+        told = "the middleware Blind cannot begin to observe: RuntimeError: no eyes\\nat all"
+        assert told == str(caught.value)
+    assert before >= set(threading.enumerate())
+    health.listen(HealthSettings(port=port)).close()
