@@ -208,6 +208,8 @@ class Master:
         # Python writes the number of each signal there, whatever is going on.
         signal.set_wakeup_fd(outlet)
         self._selector.register(inlet, selectors.EVENT_READ, self._on_signals)
+        # What came too early may have been kept waiting.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield
         finally:

@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _main(conf, parse)
     except exceptions.ConfigError as error:
         return _refuse(error)
+    except KeyboardInterrupt:  # before there is a server that would finish what runs
+        return 128 + signal.SIGINT
 
 
 def _counting_together(conf: options.Parsed) -> contextlib.AbstractContextManager[None]:
@@ -95,6 +97,9 @@ def _counting_together(conf: options.Parsed) -> contextlib.AbstractContextManage
 
 
 def _main(conf: options.Parsed, parse: Callable[[], options.Parsed]) -> int:
+    if not conf.check:
+        # One that comes while plugins are imported waits until there is somebody to handle it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     server, configuration = assembly.load(conf)
     if conf.check:
         print(describe(server))
@@ -132,6 +137,7 @@ def _serve(running: Running, manager: ServiceManager) -> int:
         manager.ready("Serving.")
 
     signal.signal(signal.SIGHUP, lambda number, frame: server.request(reload))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     server.request(lambda: manager.ready("Serving."))
     return _run(server, manager)
 

@@ -811,6 +811,52 @@ def test_a_process_that_is_stopped_does_not_hold_the_master_up(
     assert 0 == crew.program.end()
 
 
+#: A plugin that takes its time to be imported.
+SLOW = """
+    import os
+    import time
+    from pathlib import Path
+
+    from tests.broker.crew import Crew
+
+    Path(os.environ["GATE"] + ".begun").touch()
+    while not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def loading(
+    request: pytest.FixtureRequest, ini: Ini, launch: Start, bus: str, tmp_path: Path
+) -> Crew:
+    """A server with workers that imports a plugin until the file ``gate`` is there."""
+    packages = Packages(tmp_path)
+    packages.add("acme-slow", {"tavrida.controllers": {"crew": "acme_slow:Crew"}}, acme_slow=SLOW)
+    packages.remove()
+    path, gate = os.pathsep.join([str(tmp_path), str(ROOT)]), tmp_path / "gate"
+    crew = launch(ini(bus, request.param), PYTHONPATH=path, GATE=str(gate))
+    eventually((tmp_path / "gate.begun").exists)
+    return crew
+
+
+@pytest.mark.parametrize("loading", [1, 2], indirect=True)
+def test_sighup_while_plugins_are_imported_waits_until_it_can_be_done(
+    loading: Crew, tmp_path: Path
+) -> None:
+    """It does not end the server, as it would any program."""
+    loading.program.process.send_signal(signal.SIGHUP)
+    (tmp_path / "gate").touch()
+    loading.program.line("Reloaded: nothing was changed")
+    assert 0 == loading.program.end()
+
+
+@pytest.mark.parametrize("loading", [1, 2], indirect=True)
+def test_ctrl_c_while_plugins_are_imported_is_no_fault(loading: Crew) -> None:
+    """There is nothing to finish."""
+    assert 128 + signal.SIGINT == loading.program.end(signal.SIGINT)
+    assert [] == loading.program.rest()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sighup_before_it_serves_waits_until_it_does(launch: Start, ini: Ini, workers: int) -> None:
     """It does not end a server that waits for its broker."""
