@@ -333,9 +333,12 @@ def test_a_file_that_is_none_of_prometheus_ends_nothing(tmp_path: Path) -> None:
     for name in ("counter_7.db", "gauge_livesum_7.db", "histogram_7.db"):
         (tmp_path / name).touch()
     (tmp_path / "summary_7.db").mkdir()
+    for begun in ("gauge_max_7.db", "counter_7.new"):
+        (tmp_path / begun).touch()
     counting.forget(tmp_path, 7)
     counting.forget(tmp_path / "missing", 7)
-    assert not (tmp_path / "gauge_livesum_7.db").exists()
+    for gone in ("gauge_livesum_7.db", "gauge_max_7.db", "counter_7.new"):
+        assert not (tmp_path / gone).exists()
 
 
 def test_a_missing_package_is_told_and_leaves_nothing(
