@@ -146,16 +146,7 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     """Serve in several processes, each with a server of its own."""
     from tavrida.cli import master
 
-    placements = running.server.placements
-    chains = (chain for each in placements for chain in (each.incoming, each.outgoing))
-    is_counting = any(isinstance(each, prometheus.Prometheus) for chain in chains for each in chain)
-    if is_counting and not os.environ.get(prometheus.ENVIRONMENT):
-        LOG.warning(
-            "Each worker counts for itself, and /metrics is that of whoever answers: a controller "
-            "has the middleware prometheus of its own. Name it in incoming_middleware and "
-            "outgoing_middleware of [server] instead, or set %s.",
-            prometheus.ENVIRONMENT,
-        )
+    _warn_of_counting_alone(running.server)
     # Before the first fork: whichever worker takes a connection answers it, for all of them.
     settings, count = running.configuration.health, running.configuration.server.workers
     listening = health.listen(settings) if settings.port else None
@@ -201,6 +192,19 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
         final=(BAD_CONFIGURATION, NO_BROKER),
         manager=manager,
     ).run()
+
+
+def _warn_of_counting_alone(server: Server) -> None:
+    """Say so if workers will not add up their metrics: ``_counting_together`` sees only the ini."""
+    chains = (chain for each in server.placements for chain in (each.incoming, each.outgoing))
+    is_counting = any(isinstance(each, prometheus.Prometheus) for chain in chains for each in chain)
+    if is_counting and not os.environ.get(prometheus.ENVIRONMENT):
+        LOG.warning(
+            "Each worker counts for itself, and /metrics is that of whoever answers: a controller "
+            "has the middleware prometheus of its own. Name it in incoming_middleware and "
+            "outgoing_middleware of [server] instead, or set %s.",
+            prometheus.ENVIRONMENT,
+        )
 
 
 def _forget(pid: int) -> None:
