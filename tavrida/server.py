@@ -293,11 +293,12 @@ class Server:
         for service in services:
             self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
 
-    def reload(self, settings: ServerSettings, retries: Retries) -> None:
+    def reload(self, settings: ServerSettings, retries: Retries) -> bool:
         """Go on with other settings: the options marked mutable and the retries take effect.
 
-        Connections stay, and so does what runs. Waits while there is no connection, until a stop
-        is requested. To be called by the thread that starts and stops the server.
+        Connections stay, and so does what runs. Waits while there is no connection; False says that
+        a stop was requested before there was one. To be called by the thread that starts and stops
+        the server.
 
         Raises:
             ConfigError: they cannot work; nothing is changed.
@@ -322,10 +323,11 @@ class Server:
                 self._wait()
             if not changing.done():
                 changing.cancel()
-                return
+                return False
             changing.result()
         self.settings, self.topology = settings, topology
         self._policies, self._limits = policies, limits
+        return True
 
     async def _change(
         self,
