@@ -814,11 +814,14 @@ def test_a_process_that_is_stopped_does_not_hold_the_master_up(
 #: A plugin that takes its time to be imported.
 SLOW = """
     import os
+    import signal
     import time
     from pathlib import Path
 
     from tests.broker.crew import Crew
 
+    # Tests that a shell runs in the background begin with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Path(os.environ["GATE"] + ".begun").touch()
     while not Path(os.environ["GATE"]).exists():
         time.sleep(0.01)
