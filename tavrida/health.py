@@ -40,7 +40,7 @@ LOOK_PAUSE = 0.25
 #: Seconds that a client gets to send its request and to take the answer.
 REQUEST_TIMEOUT = 2.0
 
-#: Connections that are served at a time; more are closed at once.
+#: Connections that are served at a time; for one more, the oldest is closed.
 MAX_CONNECTIONS = 32
 
 #: Bytes of the head of a request at most.
@@ -221,7 +221,8 @@ class Health:
         self._telling = threading.Lock()
         self._socket = listen(settings) if seat is None else seat.listening
         self._own: LoopThread | None = None
-        self._clients: set[asyncio.StreamWriter] = set()
+        # In the order in which they came.
+        self._clients: dict[asyncio.StreamWriter, None] = {}
 
     def start(self, loop: LoopThread, vitals: Vitals) -> None:
         """Begin to answer for a server and its event loop."""
@@ -265,9 +266,11 @@ class Health:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= MAX_CONNECTIONS:
-            writer.transport.abort()
-            return
-        self._clients.add(writer)
+            # Not this one: it may be a probe, while those who say nothing make up the number.
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]
+            oldest.transport.abort()
+        self._clients[writer] = None
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -277,7 +280,7 @@ class Health:
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.transport.abort()  # whoever asks so is not worth a line in the log
         finally:
-            self._clients.discard(writer)
+            self._clients.pop(writer, None)
 
     def _answer_to(self, head: bytes) -> bytes:
         try:
@@ -387,7 +390,8 @@ class Health:
             told = _silent("it does not run, or not yet", GONE)
             return {"pid": None, "live": _LIVES, "ready": told}
         seconds, told = found
-        if seconds <= SILENCE:
+        # The thread that tells ends before the process, which may have its last spans to export.
+        if seconds <= SILENCE or told["ready"]["state"] == STOPPING:
             return told
         why = f"it has told nothing for {seconds:.0f} s: its process is stopped or stuck"
         if seconds > self._settings.stuck_loop:

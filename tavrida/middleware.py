@@ -111,7 +111,8 @@ class Middleware:
     def observe(self, vitals: Vitals) -> None:
         """Called before a server that uses it connects; also for several of its services, once.
 
-        By a client before its first message, and once more in a forked child.
+        By a client before its first message, and once more in a forked child. A server does not
+        start where it fails; a client logs that and goes on.
         """
 
     def process(self, message: Message) -> Message | Awaitable[Message]:

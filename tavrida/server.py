@@ -191,7 +191,7 @@ class Server:
         Raises:
             ConnectionFailed: the broker cannot be reached, or refuses the user or virtual host.
             TopologyConflict: a queue or exchange exists with other properties.
-            ConfigError: the port of ``health`` is taken.
+            ConfigError: the port of ``health`` is taken, or a middleware cannot observe.
         """
         if self._loop is not None:
             raise exceptions.ConfigError("this server was started already")
@@ -201,7 +201,13 @@ class Server:
         if self.health_settings.port:
             self._health = Health(self.health_settings, self.health_seat)
         self._loop = loop = LoopThread("tavrida-server")
-        self._assemble(loop)
+        try:
+            self._assemble(loop)
+        except BaseException:
+            self._loop = None
+            loop.stop()
+            self._close_health()
+            raise
         if self._health is not None:
             self._health.start(loop, self._vitals)
         starting = loop.start(self._start())
@@ -264,7 +270,7 @@ class Server:
         self._vitals = Vitals(self._consuming, self._publishing, self._processor, self._caller)
         chains = (chain for each in self.placements for chain in (each.incoming, each.outgoing))
         for middleware in _unique(chains):
-            middleware.observe(self._vitals)
+            _let_observe(middleware, self._vitals)
 
     async def _start(self) -> None:
         settings = self.settings
@@ -287,11 +293,12 @@ class Server:
         for service in services:
             self._processor.standstill.watch(service, self._consuming, queue, prefetch, receive)
 
-    def reload(self, settings: ServerSettings, retries: Retries) -> None:
+    def reload(self, settings: ServerSettings, retries: Retries) -> bool:
         """Go on with other settings: the options marked mutable and the retries take effect.
 
-        Connections stay, and so does what runs. Waits while there is no connection, until a stop
-        is requested. To be called by the thread that starts and stops the server.
+        Connections stay, and so does what runs. Waits while there is no connection; False says that
+        a stop was requested before there was one. To be called by the thread that starts and stops
+        the server.
 
         Raises:
             ConfigError: they cannot work; nothing is changed.
@@ -316,10 +323,11 @@ class Server:
                 self._wait()
             if not changing.done():
                 changing.cancel()
-                return
+                return False
             changing.result()
         self.settings, self.topology = settings, topology
         self._policies, self._limits = policies, limits
+        return True
 
     async def _change(
         self,
@@ -496,6 +504,18 @@ def _controller(cls: type[ServiceController]) -> ServiceController:
 def _unique(chains: Iterable[Sequence[Middleware]]) -> list[Middleware]:
     """Return all middleware of some chains, each one once."""
     return list({id(each): each for chain in chains for each in chain}.values())
+
+
+def _let_observe(middleware: Middleware, vitals: Vitals) -> None:
+    try:
+        middleware.observe(vitals)
+    except exceptions.ConfigError:
+        raise
+    except Exception as error:
+        raise exceptions.ConfigError(
+            f"the middleware {type(middleware).__name__} cannot begin to observe: "
+            f"{type(error).__name__}: {exceptions.printable(exceptions.text_of(error))}"
+        ) from error
 
 
 def _threshold_of(settings: ServerSettings) -> Threshold:

@@ -81,3 +81,36 @@ def test_selector_and_mounts_of_the_manifest_fit(manifest: dict[str, Any]) -> No
         (mount,) = container["volumeMounts"]
         assert volume["name"] == mount["name"]
         assert f"{mount['mountPath']}/shop.conf" == container["command"][-1]
+
+
+def test_new_pods_serve_before_old_ones_stop(manifest: dict[str, Any]) -> None:
+    """Without a probe of /ready, Kubernetes takes a pod that only runs for one that serves."""
+    spec = manifest["Deployment"]["spec"]
+    assert 0 == spec["strategy"]["rollingUpdate"]["maxUnavailable"]
+    (server,) = spec["template"]["spec"]["containers"]
+    asked = [server[f"{name}Probe"]["httpGet"] for name in ("readiness", "liveness")]
+    assert ["/ready", "/live"] == [each["path"] for each in asked]
+    ports = {each["name"]: each["containerPort"] for each in server["ports"]}
+    ini = configparser.ConfigParser()
+    ini.read_string(manifest["ConfigMap"]["data"]["shop.conf"])
+    assert "0.0.0.0" == ini["health"]["host"]  # noqa: S104 - the kubelet asks from outside
+    for each in asked:
+        assert ini["health"].getint("port") == ports[each["port"]]
+
+
+def test_pods_keep_to_the_restricted_pod_security_standard(manifest: dict[str, Any]) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted."""
+    pod = manifest["Deployment"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert "RuntimeDefault" == pod["securityContext"]["seccompProfile"]["type"]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert ["ALL"] == container["securityContext"]["capabilities"]["drop"]
+
+
+def test_what_is_checked_is_what_runs(manifest: dict[str, Any]) -> None:
+    """The url too, which the environment has."""
+    pod = manifest["Deployment"]["spec"]["template"]["spec"]
+    (check,), (server,) = pod["initContainers"], pod["containers"]
+    for name in ("image", "env", "volumeMounts"):
+        assert server[name] == check[name]

@@ -356,12 +356,16 @@ for _ in range(3):
     metrics.before_dead_letter(request, ValueError())
     metrics.after_publish(request, None)
     [look() for look in Vitals.looks]
-print("handled")
+print("handled", *sorted(path.name for path in Path(sys.argv[1]).iterdir()))
+Vitals.pages["/metrics"]("")
 """
 
 
 def test_a_disk_that_is_full_costs_the_metrics_and_nothing_else(tmp_path: Path) -> None:
-    """Room is set aside at start, so that it cannot run out later and end the process."""
+    """Room is set aside at start, so that it cannot run out later and end the process.
+
+    Nothing is left of the attempt: with an empty file, other processes could make no page.
+    """
     done = subprocess.run(
         [sys.executable, "-c", FULL, tmp_path / "metrics"],
         env=os.environ,

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tavrida import exceptions
-from tavrida.plugins.middleware.prometheus import ENVIRONMENT
+from tavrida.plugins.middleware.prometheus import ENVIRONMENT, UNNAMED
 
 #: How the names of such folders begin.
 PREFIX = "tavrida-metrics-"
@@ -94,9 +94,11 @@ def forget(folder: Path, pid: int) -> None:
     This is what mark_process_dead() of prometheus_client does, without importing it in a process
     that counts nothing. The room that was set aside for the process is given back too.
     """
-    for path in folder.glob(f"*_{pid}.db"):
+    for path in folder.glob(f"*_{pid}.*"):
         with contextlib.suppress(OSError, struct.error):
-            if path.name.startswith("gauge_live"):
+            # An empty one was just begun, and no page could be made with it.
+            is_begun = path.suffix == UNNAMED or not path.stat().st_size
+            if is_begun or path.name.startswith("gauge_live"):
                 path.unlink()
             else:
                 _shorten(path)

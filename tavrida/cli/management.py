@@ -34,6 +34,9 @@ MAX_ANSWER = 64 << 20
 #: Where it listens, where the url does not say.
 _PORTS = {"http": 80, "https": 443}
 
+#: What comes of reading what no management writes. RecursionError is of lists in lists in lists.
+_NONSENSE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+
 _RIGHT = "is [connection] management_url right?"
 _LATE = f"did not answer within {TIMEOUT:.0f} s: {_RIGHT}"
 
@@ -105,7 +108,7 @@ class _Management:
         with closing(self._connect()) as connection:
             try:
                 return self._survey(connection)
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            except _NONSENSE:
                 raise exceptions.TransportError(
                     f"{self} answers what no management would: {_RIGHT}"
                 ) from None
@@ -204,7 +207,7 @@ def _reason_in(body: bytes) -> str:
     """Return what the management says itself of why it refuses."""
     try:
         return f" ({exceptions.printable(str(json.loads(body)['reason']))})"
-    except (ValueError, KeyError, TypeError):
+    except _NONSENSE:
         return ""
 
 

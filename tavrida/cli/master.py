@@ -13,6 +13,7 @@ and it forks in a thread. What is left of it then is this module.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -83,12 +84,34 @@ class Worker:
         self.served: float | None = None
         #: How often in a row it died at once.
         self.failures = 0
+        #: It was told to reload, and has not said that it did.
         self.is_reloading = False
+        #: What to reload after that; None: nothing.
+        self._next: Any = None
 
     def send(self, message: Any) -> None:
         """Tell it something, unless it is gone."""
         if self.pipe is not None:
             tell(self.pipe, message)
+
+    def reload(self, message: Any) -> None:
+        """Have it reload, now or after what it does now; only the last one counts.
+
+        Never two at a time: a process that is stopped reads nothing, and a full pipe would hold
+        the master up for ever.
+        """
+        if self.is_reloading:
+            self._next = message
+        elif self.pipe is not None:
+            self.is_reloading = True
+            tell(self.pipe, message)
+
+    def has_reloaded(self) -> None:
+        """Note that it has, or has ended; go on with what came meanwhile."""
+        self.is_reloading = False
+        message, self._next = self._next, None
+        if message is not None:
+            self.reload(message)
 
     def close(self) -> None:
         """Close the pipe."""
@@ -185,6 +208,8 @@ class Master:
         # Python writes the number of each signal there, whatever is going on.
         signal.set_wakeup_fd(outlet)
         self._selector.register(inlet, selectors.EVENT_READ, self._on_signals)
+        # What came too early may have been kept waiting.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield
         finally:
@@ -236,12 +261,12 @@ class Master:
         message = self._reload()
         if message is not None:
             for worker in self.workers:
-                worker.is_reloading = worker.served is not None
-                worker.send(message)
+                worker.reload(message)
         self._tell_if_reloaded()
 
     def _tell_if_reloaded(self) -> None:
-        if self._have_all_served and not any(worker.is_reloading for worker in self.workers):
+        served = (worker for worker in self.workers if worker.served is not None)
+        if self._have_all_served and not any(worker.is_reloading for worker in served):
             self._manager.ready(f"{len(self.workers)} workers serve.")
 
     # -- workers
@@ -291,6 +316,9 @@ class Master:
     def _become_a_worker(self, number: int, pipe: Connection) -> NoReturn:
         """Work, in a process that was just forked."""
         code = os.EX_SOFTWARE
+        # What the master has to do at its end is none of a worker's, which has its own to do, such
+        # as to export its last spans. (multiprocessing does the same, from Python 3.14 on.)
+        atexit._clear()  # noqa: SLF001
         try:
             signal.set_wakeup_fd(-1)
             for each in SIGNALS:
@@ -307,7 +335,9 @@ class Master:
         except BaseException:
             LOG.exception("A worker (pid %d) failed.", os.getpid())
         finally:
-            # Not sys.exit(): what the master has to do at its end is none of a worker's.
+            with contextlib.suppress(BaseException):
+                atexit._run_exitfuncs()  # noqa: SLF001
+            # Not sys.exit(): that would go on in what the master does after the fork.
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()
@@ -330,8 +360,8 @@ class Master:
                 self._have_all_served = True
                 LOG.info("All %d workers serve.", len(self.workers))
                 self._tell_if_reloaded()
-        elif message == RELOADED and worker.is_reloading:
-            worker.is_reloading = False
+        elif message == RELOADED:
+            worker.has_reloaded()
             self._tell_if_reloaded()
 
     def _reap(self) -> None:
@@ -354,7 +384,8 @@ class Master:
         self._tell_of_end(worker.number, worker.pid)
         worker.pid = 0
         worker.started = now
-        is_reloading, worker.is_reloading = worker.is_reloading, False
+        is_reloading = worker.is_reloading
+        worker.has_reloaded()
         if self._is_stopping:
             if code != 0:
                 LOG.warning("%s.", told)

@@ -20,11 +20,13 @@ LOG = logging.getLogger(__name__)
 Settings = tuple[LogSettings, ServerSettings, Retries]
 
 
-def apply(server: Server, settings: Settings) -> None:
-    """Let settings take effect in this process; raises as ``Server.reload``."""
+def apply(server: Server, settings: Settings) -> bool:
+    """Let settings take effect in this process; returns and raises as ``Server.reload``."""
     log, its, retries = settings
-    server.reload(its, retries)
+    if not server.reload(its, retries):
+        return False
     logging.getLogger().setLevel(log.level)
+    return True
 
 
 def _settings_of(configuration: Configuration) -> Settings:
@@ -56,7 +58,9 @@ class Running:
         """
         try:
             changes = Changes.between(self.configuration, options.read(self._parse()))
-            apply(self.server, _settings_of(changes.configuration))
+            if not apply(self.server, _settings_of(changes.configuration)):
+                LOG.warning("Not reloaded: a stop was requested before there was a connection.")
+                return False
         except exceptions.ConfigError as error:
             for fault in error.faults:
                 text = exceptions.printable(fault)

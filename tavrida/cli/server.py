@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     streams.open_all()
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:  # before it serves: that is heard otherwise
+    except KeyboardInterrupt:  # before there is a server that would finish what runs
         return INTERRUPTED
 
 
@@ -105,6 +105,9 @@ def _counting_together(conf: options.Parsed) -> contextlib.AbstractContextManage
 
 
 def _check_or_serve(conf: options.Parsed, parse: Callable[[], options.Parsed]) -> int:
+    if not conf.check:
+        # One that comes while plugins are imported waits until there is somebody to handle it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     server, configuration = assembly.load(conf)
     if conf.check:
         return _print(describe(server))
@@ -158,6 +161,7 @@ def _serve(running: Running, manager: ServiceManager) -> int:
         manager.ready("Serving.")
 
     signal.signal(signal.SIGHUP, lambda number, frame: server.request(reload))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     server.request(lambda: manager.ready("Serving."))
     return _run(server, manager)
 
@@ -166,6 +170,7 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
     """Serve in several processes, each with a server of its own."""
     from tavrida.cli import master
 
+    _warn_of_counting_alone(running.server)
     # Before the first fork: whichever worker takes a connection answers it, for all of them.
     settings, count = running.configuration.health, running.configuration.server.workers
     listening = health.listen(settings) if settings.port else None
@@ -187,7 +192,8 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
                 apply(server, settings)
             except exceptions.TransportError as error:
                 LOG.error("Not reloaded in pid %d, or in part only: %s", os.getpid(), error)  # noqa: TRY400
-            master.tell(pipe, master.RELOADED)
+            finally:
+                master.tell(pipe, master.RELOADED)
 
         def reload(settings: Settings) -> None:
             server.request(lambda: apply_settings(settings))
@@ -210,6 +216,19 @@ def _serve_in_workers(running: Running, manager: ServiceManager) -> int:
         final=(BAD_CONFIGURATION, NO_BROKER),
         manager=manager,
     ).run()
+
+
+def _warn_of_counting_alone(server: Server) -> None:
+    """Say so if workers will not add up their metrics: ``_counting_together`` sees only the ini."""
+    chains = (chain for each in server.placements for chain in (each.incoming, each.outgoing))
+    is_counting = any(isinstance(each, prometheus.Prometheus) for chain in chains for each in chain)
+    if is_counting and not os.environ.get(prometheus.ENVIRONMENT):
+        LOG.warning(
+            "Each worker counts for itself, and /metrics is that of whoever answers: a controller "
+            "has the middleware prometheus of its own. Name it in incoming_middleware and "
+            "outgoing_middleware of [server] instead, or set %s.",
+            prometheus.ENVIRONMENT,
+        )
 
 
 def _forget(pid: int) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import time
@@ -25,6 +26,7 @@ class Crew(service.ServiceController):
     def list_opts(cls) -> list[Any]:
         return [
             cfg.StrOpt("dies_if", default="", help="A file: workers die while it is there."),
+            cfg.StrOpt("farewell", default="", help="A file: who ends writes its pid there."),
             cfg.BoolOpt("only_in_the_master", default=False),
             cfg.StrOpt("greeting", default="Hello"),
         ]
@@ -34,9 +36,15 @@ class Crew(service.ServiceController):
         self._made_in = os.getpid()
         if self.options["only_in_the_master"] and os.getpid() != IMPORTED_IN:
             raise RuntimeError("there is one seat")
+        if self.options["farewell"]:
+            atexit.register(self._bid_farewell)
         dies_if = self.options["dies_if"]
         if dies_if and Path(dies_if).exists() and os.getpid() != IMPORTED_IN:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _bid_farewell(self) -> None:
+        with Path(self.options["farewell"]).open("a") as file:
+            file.write(f"{os.getpid()}\n")
 
     @dispatcher.rpc_method(service="crew", method="who")
     def who(self, request: Any, proxy: Any, seconds: float = 0.0) -> dict[str, Any]:

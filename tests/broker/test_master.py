@@ -14,12 +14,13 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tavrida.cli.master import ECHO, SHORT_LIFE
+from tavrida.cli.master import ECHO, SHORT_LIFE, Worker
 from tavrida.config import ServerSettings
 from tavrida.exceptions import ConfigError
 from tests import commands
@@ -479,6 +480,21 @@ def test_ctrl_c_on_a_terminal_lets_all_workers_finish(
         assert 0 == program.process.wait(DEADLINE)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_each_process_does_at_its_end_what_it_has_registered(
+    ini: Ini, launch: Start, bus: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    """With atexit, and once: an exporter of traces sends its last ones so."""
+    farewell = tmp_path / "farewell"
+    crew = launch(ini(bus, 2, crew=f"farewell = {farewell}"))
+    crew.program.line("All 2 workers serve.")
+    processes = {crew.pid, *crew.workers}
+    assert 0 == crew.program.end(number)
+    written = farewell.read_text().split()
+    assert processes == set(map(int, written))
+    assert 3 == len(written)
+
+
 def test_handlers_that_do_not_end_hold_nothing_up_for_longer_than_graceful_timeout(
     start: Start, connect: Connect, tmp_path: Path
 ) -> None:
@@ -755,6 +771,93 @@ def test_sighup_to_a_worker_does_nothing(start: Start, connect: Connect) -> None
     connect("crew").crew.who().call()
     assert workers == crew.workers
     assert 0 == crew.program.end()
+
+
+def test_a_worker_that_reloads_is_told_only_the_last_of_what_comes_meanwhile() -> None:
+    """And nothing of it any more when it has ended: its successor starts with it."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        worker = Worker(1)
+        worker.pipe = ours
+        for message in ("a", "b", "c"):
+            worker.reload(message)
+        assert "a" == theirs.recv()
+        assert not theirs.poll()
+        worker.has_reloaded()
+        assert "c" == theirs.recv()
+        worker.reload("d")
+        worker.close()
+        worker.has_reloaded()
+        assert not worker.is_reloading
+
+
+def test_a_process_that_is_stopped_does_not_hold_the_master_up(
+    ini: Ini, launch: Start, bus: str
+) -> None:
+    """However often all are told to reload: it reads nothing."""
+    # As much as a pipe holds is not much more than this.
+    much = f"[log]\nmask = {'x' * 100_000}"
+    crew = launch(ini(bus, 2, much))
+    crew.program.line("All 2 workers serve.")
+    stopped = min(crew.workers)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        for level in ("DEBUG", "INFO") * 3:
+            ini(bus, 2, f"{much}\nlevel = {level}")
+            crew.program.process.send_signal(signal.SIGHUP)
+            crew.program.line("Reloaded: ")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert 0 == crew.program.end()
+
+
+#: A plugin that takes its time to be imported.
+SLOW = """
+    import os
+    import signal
+    import time
+    from pathlib import Path
+
+    from tests.broker.crew import Crew
+
+    # Tests that a shell runs in the background begin with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Path(os.environ["GATE"] + ".begun").touch()
+    while not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def loading(
+    request: pytest.FixtureRequest, ini: Ini, launch: Start, bus: str, tmp_path: Path
+) -> Crew:
+    """A server with workers that imports a plugin until the file ``gate`` is there."""
+    packages = Packages(tmp_path)
+    packages.add("acme-slow", {"tavrida.controllers": {"crew": "acme_slow:Crew"}}, acme_slow=SLOW)
+    packages.remove()
+    path, gate = os.pathsep.join([str(tmp_path), str(ROOT)]), tmp_path / "gate"
+    crew = launch(ini(bus, request.param), PYTHONPATH=path, GATE=str(gate))
+    eventually((tmp_path / "gate.begun").exists)
+    return crew
+
+
+@pytest.mark.parametrize("loading", [1, 2], indirect=True)
+def test_sighup_while_plugins_are_imported_waits_until_it_can_be_done(
+    loading: Crew, tmp_path: Path
+) -> None:
+    """It does not end the server, as it would any program."""
+    loading.program.process.send_signal(signal.SIGHUP)
+    (tmp_path / "gate").touch()
+    loading.program.line("Reloaded: nothing was changed")
+    assert 0 == loading.program.end()
+
+
+@pytest.mark.parametrize("loading", [1, 2], indirect=True)
+def test_ctrl_c_while_plugins_are_imported_is_no_fault(loading: Crew) -> None:
+    """There is nothing to finish."""
+    assert 128 + signal.SIGINT == loading.program.end(signal.SIGINT)
+    assert [] == loading.program.rest()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

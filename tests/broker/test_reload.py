@@ -71,8 +71,8 @@ def let_end(count: int) -> None:
     eventually(lambda: Forge.ended["hold"] == before + count)
 
 
-def change(server: Server, retries: Retries = NEVER, **settings: Any) -> None:
-    server.reload(replace(server.settings, **settings), retries)
+def change(server: Server, retries: Retries = NEVER, **settings: Any) -> bool:
+    return server.reload(replace(server.settings, **settings), retries)
 
 
 def connection_of(server: Server) -> object:
@@ -323,13 +323,17 @@ def test_without_a_connection_it_takes_effect_with_the_next_one(
 def test_a_stop_ends_the_waiting_for_a_connection(
     proxy: Proxy, behind: ConnectionConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An operator who stops a server that reloads in an outage does not wait for its end."""
+    """An operator who stops a server that reloads in an outage does not wait for its end.
+
+    And is not told that it has reloaded.
+    """
     server = Server(behind, QUEUE, "test_exchange", [Forge], queue_type="classic", retry=False)
     serving, reloading = threading.Event(), threading.Event()
+    reloaded = []
 
     def reload() -> None:
         reloading.set()
-        change(server, Retries(Retry(attempts=2)), concurrency=4)
+        reloaded.append(change(server, Retries(Retry(attempts=2)), concurrency=4))
 
     server.request(serving.set)
     running = threading.Thread(target=server.run)
@@ -343,3 +347,4 @@ def test_a_stop_ends_the_waiting_for_a_connection(
     running.join(DEADLINE)
     assert not running.is_alive()
     assert "A job failed" not in caplog.text
+    assert [False] == reloaded

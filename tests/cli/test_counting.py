@@ -21,6 +21,7 @@ from tavrida.cli import counting
 from tavrida.client import RPCClient
 from tavrida.config import ConnectionConfig
 from tavrida.exceptions import ConfigError
+from tavrida.plugins.middleware.prometheus import ENVIRONMENT
 from tests import commands
 from tests.packages import Packages
 from tests.processes import Program, children_of, is_alive
@@ -54,6 +55,19 @@ SHOP = """
             Path(f"{path}.begun").write_text(str(os.getpid()))
             while not Path(path).exists():
                 time.sleep(0.01)
+"""
+
+#: What gives that controller the middleware.
+OWN = """
+    from tavrida.plugins.middleware.prometheus import Prometheus
+
+
+    def begin(self, options=None, begin=Shop.__init__):
+        begin(self, options)
+        self.add_incoming_middleware(Prometheus())
+
+
+    Shop.__init__ = begin
 """
 
 LABELS = {"service": "shop", "kind": "request"}
@@ -196,6 +210,32 @@ def test_what_a_killed_worker_counted_stays_and_what_it_had_goes(
     shop.reaches(80, "shop_sold_total")
 
 
+def test_a_controller_that_counts_by_itself_is_told_that_its_workers_do_not_add_up(
+    tmp_path: Path, temporary: Path
+) -> None:
+    """Its middleware is found too late to have them count together."""
+    packages = Packages(tmp_path)
+    packages.add(
+        "acme-own", {"tavrida.controllers": {"shop": "acme_own:Shop"}}, acme_own=SHOP + OWN
+    )
+    packages.remove()
+    path = tmp_path / "own.conf"
+    path.write_text(
+        f"[connection]\nurl = sqlite://{tmp_path}/bus.db\n[server]\nservices = shop\nworkers = 2\n"
+    )
+    arguments: list[str | Path] = [commands.SCRIPTS / "tavrida-server", "--config-file", path]
+    environment = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(temporary)}
+    with Program(arguments, environment=environment) as program:
+        assert "outgoing_middleware of [server] instead" in program.line("counts for itself")
+        program.line("All 2 workers serve.")
+        assert 0 == program.end()
+    environment[ENVIRONMENT] = str(temporary)
+    with Program(arguments, environment=environment) as program:
+        program.line("All 2 workers serve.")
+        assert 0 == program.end()
+        assert "counts for itself" not in "\n".join(program.rest())
+
+
 def test_a_reload_keeps_the_numbers(serve: Open) -> None:
     """And so does a worker that starts after it."""
     shop = serve()
@@ -293,9 +333,12 @@ def test_a_file_that_is_none_of_prometheus_ends_nothing(tmp_path: Path) -> None:
     for name in ("counter_7.db", "gauge_livesum_7.db", "histogram_7.db"):
         (tmp_path / name).touch()
     (tmp_path / "summary_7.db").mkdir()
+    for begun in ("gauge_max_7.db", "counter_7.new"):
+        (tmp_path / begun).touch()
     counting.forget(tmp_path, 7)
     counting.forget(tmp_path / "missing", 7)
-    assert not (tmp_path / "gauge_livesum_7.db").exists()
+    for gone in ("gauge_livesum_7.db", "gauge_max_7.db", "counter_7.new"):
+        assert not (tmp_path / gone).exists()
 
 
 def test_a_missing_package_is_told_and_leaves_nothing(

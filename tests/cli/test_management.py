@@ -267,6 +267,8 @@ def survey(management_url: str, **more: Any) -> management.Survey:
         (200, b"\xff\xfe", "answers what no management would"),
         (200, b'{"error": "x"}', "answers what no management would"),
         (200, b"[1]", "answers what no management would"),
+        (200, b"[" * 100_000, "answers what no management would"),
+        (401, b"[" * 100_000, "refused user"),
         (200, b'[{"name": null, "messages_unacknowledged": "x"}]', "answers what no management"),
         (200, b'[{"name": "x", "connected_at": 1e300}]', "answers what no management would"),
         (301, b"", "answered 301 Moved Permanently: is [connection] management_url right?"),

@@ -41,6 +41,9 @@ ENVIRONMENT = "PROMETHEUS_MULTIPROC_DIR"
 #: that fills up later can end the process: it writes to memory that is mapped from these files.
 SET_ASIDE = {"counter": 1 << 20, "gauge_livesum": 1 << 18, "histogram": 1 << 22}
 
+#: How the name of such a file ends until it has its room.
+UNNAMED = ".new"
+
 #: What the program's registry is given to keep for all clients.
 _SHARED = "_tavrida_families"
 
@@ -422,9 +425,17 @@ def _is_shared() -> bool:
 
 def _set_aside(folder: Path) -> None:
     for kind, size in SET_ASIDE.items():
-        with (folder / f"{kind}_{os.getpid()}.db").open("ab") as file:
-            if file.seek(0, os.SEEK_END) < size:
-                os.posix_fallocate(file.fileno(), 0, size)
+        path = folder / f"{kind}_{os.getpid()}.db"
+        # With an empty one among them, no page could be made: it gets its name with its room.
+        file = path if path.exists() else path.with_suffix(UNNAMED)
+        try:
+            with file.open("ab") as opened:
+                if opened.seek(0, os.SEEK_END) < size:
+                    os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError:
+            path.with_suffix(UNNAMED).unlink(missing_ok=True)
+            raise
+        file.rename(path)
 
 
 def _forget_the_dead(folder: Path) -> None:
