@@ -271,15 +271,16 @@ class _Pipeline:
 
     def ending(self, message: Message) -> Done:
         """Return what ends a message, while that is ``awaited``; no more than once."""
-        key = id(message)
+        key, awaited = id(message), self.awaited
 
         def ended(error: Exception | None) -> None:
-            if key not in self.awaited:
+            if key not in awaited:
                 return
             if error is not None and not isinstance(error, CancelledError):
                 self.failures.append((message, error))
-            self.awaited.discard(key)
-            self._end_if_done()
+            awaited.discard(key)
+            if self._is_left:
+                self._end_if_done()
 
         return ended
 
@@ -622,7 +623,7 @@ class _Sender(_Connector):
         if self._outgoing is not None:
             return self.ask(request, timeout).result()
         answer: Waiting[IncomingResponse] = Waiting()
-        self._ask(self._begin(), request, timeout, answer)
+        self._ask(request, timeout, answer)
         return answer.result()
 
     wait = call
@@ -632,24 +633,24 @@ class _Sender(_Connector):
 
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         answer: Future[IncomingResponse] = Future()
-        link = self._begin()
-        # Before it is sent: the loop ends it then, and waits for a lock that is taken for this.
-        forget_cancelled(answer, link.caller, request)
         if self._outgoing is None:
-            self._ask(link, request, timeout, answer)
+            self._ask(request, timeout, answer)
         else:
             with self._outgoing.called(request, answer):
-                self._ask(link, request, timeout, answer)
+                self._ask(request, timeout, answer)
         return answer
 
     def _ask(
         self,
-        link: _Link,
         request: Request,
         timeout: float | None,
         answer: Waiting[IncomingResponse] | Future[IncomingResponse],
     ) -> None:
+        link = self._begin()
         address = self._address_of(request)
+        if isinstance(answer, Future):
+            # Not once it is sent: the loop would wait for a lock that is taken for this.
+            forget_cancelled(answer, link.caller, request)
 
         def send(message: Message, done: Done) -> None:
             link.publisher.send(message, address, self._serializers.default, done)
