@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from tavrida import envelope, exceptions, messages
 from tavrida.loop import LoopThread
@@ -23,6 +23,8 @@ from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Delivery, Done, Transport
 
 LOG = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Answer(Protocol):
@@ -49,22 +51,22 @@ ENDED = 1000
 MARGIN = 0.02
 
 
-class Waiting:
-    """The answer of a call for a thread that does nothing but wait for it.
+class Waiting(Generic[Result]):
+    """The end of a call, or a confirm, for a thread that does nothing but wait for it.
 
-    A tenth of the price of a future, which can be looked at, cancelled and called back of.
+    A tenth of the price of a future, which can be looked at, cancelled and called back of. Who ends
+    it waits for no lock, which a signal handler could keep who waits from ever giving back.
     """
 
-    __slots__ = ("_error", "_lock", "_response")
+    __slots__ = ("_error", "_lock", "_result")
 
     def __init__(self) -> None:
-        self._response: IncomingResponse | None = None
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._lock.acquire()  # released by the end
 
-    def set_result(self, result: IncomingResponse, /) -> None:
-        self._response = result
+    def set_result(self, result: Result, /) -> None:
+        self._result = result
         self._end()
 
     def set_exception(self, exception: BaseException, /) -> None:
@@ -80,16 +82,15 @@ class Waiting:
     def cancelled(self) -> bool:
         return False
 
-    def result(self) -> IncomingResponse:
-        """Wait, then return the response or raise why there is none; once."""
+    def result(self) -> Result:
+        """Wait, then return the result or raise why there is none; once."""
         self._lock.acquire()
         if self._error is not None:
             try:
                 raise self._error
             finally:
                 self._error = None  # its traceback has this frame, which has us
-        assert self._response is not None
-        return self._response
+        return self._result
 
 
 @dataclass(slots=True, eq=False)
@@ -118,14 +119,13 @@ class Caller:
         self._opened = opened
         self._transport = transport
         self._serializers = serializers
-        # Its entries are put in by who asks, in any thread, and taken out on the loop.
+        # Its entries are put in and forgotten by who asks, in any thread, and ended on the loop.
         self._waiters: dict[str, _Waiter] = {}
         # A heap of (deadline in the loop's time, request id), also of calls that have ended: a
-        # timer of the loop for each would cost more than all the rest of waiting.
+        # timer of the loop for each would cost more than all the rest of waiting. What is new comes
+        # in by a deque, which takes no lock: a signal handler may call in the midst of a call.
         self._deadlines: list[tuple[float, str]] = []
-        # Guards the heap and when the loop looks at it next. A signal handler may call, too, in
-        # the midst of a call of the same thread.
-        self._lock = threading.RLock()
+        self._new: deque[tuple[float, str]] = deque()
         self._next_look = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._queue = ""
@@ -208,18 +208,16 @@ class Caller:
             if error is not None:
                 self._finish(request.request_id, error)
 
-        if not self._wait_for(request, answer):
-            return
         try:
-            send(request, sent)
+            if self._wait_for(request, answer):
+                send(request, sent)
         except BaseException:
-            self._loop.submit(self._finish, request.request_id, None)
+            self.forget(request)
             raise
 
     def forget(self, request: Request) -> None:
         """Stop waiting: nobody wants the answer any more."""
-        with contextlib.suppress(exceptions.ConnectionFailed):  # all waiting ended with it
-            self._loop.submit(self._finish, request.request_id, None)
+        self._waiters.pop(request.request_id, None)
 
     def _wait_for(self, request: Request, answer: Answer) -> bool:
         """Note who waits; False where the reply queue went meanwhile, and the answer ended."""
@@ -231,38 +229,35 @@ class Caller:
             self._waiters.pop(request_id, None)
             _end(answer, _interrupted(request))
             return False
-        with self._lock:
-            heapq.heappush(self._deadlines, (deadline, request_id))
-            if len(self._deadlines) > 2 * len(self._waiters) + ENDED:
-                self._deadlines = [each for each in self._deadlines if each[1] in self._waiters]
-                heapq.heapify(self._deadlines)
-            is_next = deadline < self._next_look
-            if is_next:
-                self._next_look = deadline
-        if is_next:
-            self._loop.submit(self._set_timer)
+        self._new.append((deadline, request_id))
+        if deadline < self._next_look or len(self._new) > ENDED:
+            self._loop.submit(self._look)
         return True
 
-    def _set_timer(self) -> None:
+    def _look(self) -> None:
+        """End what is over its deadline, and see to it that the loop looks again."""
+        # Before what is new is taken: what comes in after that has the loop look once more.
+        self._next_look = math.inf
+        waiters, deadlines = self._waiters, self._deadlines
+        while self._new:
+            new = self._new.popleft()
+            if new[1] in waiters:
+                heapq.heappush(deadlines, new)
+        if len(deadlines) > 2 * len(waiters) + ENDED:
+            deadlines[:] = [each for each in deadlines if each[1] in waiters]
+            heapq.heapify(deadlines)
+        now = self._loop.loop.time()
+        while deadlines and deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(deadlines)
+            waiter = waiters.get(request_id)
+            if waiter is not None:
+                self._finish(request_id, self._timed_out(waiter.request))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        with self._lock:
-            self._next_look = self._deadlines[0][0] if self._deadlines else math.inf
-        if self._next_look < math.inf:
-            self._timer = self._loop.loop.call_at(self._next_look, self._expire)
-
-    def _expire(self) -> None:
-        now = self._loop.loop.time()
-        expired = []
-        with self._lock:
-            while self._deadlines and self._deadlines[0][0] <= now:
-                expired.append(heapq.heappop(self._deadlines)[1])
-        for request_id in expired:
-            waiter = self._waiters.get(request_id)
-            if waiter is not None:
-                self._finish(request_id, self._timed_out(waiter.request))
-        self._set_timer()
+        if deadlines:
+            self._next_look = deadlines[0][0]
+            self._timer = self._loop.loop.call_at(self._next_look, self._look)
 
     def _unsent(self, request: Request) -> Exception:
         if self._opened is not None and not self._opened.done():
@@ -324,7 +319,8 @@ class Caller:
         self._queue = ""
         self._losses += 1
         waiters, self._waiters = self._waiters, {}
-        for waiter in list(waiters.values()):  # one more may come in meanwhile
+        while waiters:  # one more may come in meanwhile
+            _, waiter = waiters.popitem()
             _end(waiter.answer, _interrupted())
 
 

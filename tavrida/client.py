@@ -153,14 +153,17 @@ class RPCClient(_Client):
         Raises:
             PipelineFailed: some were not confirmed; lists each with its reason.
         """
-        pipeline = _Pipeline()
-        token = _pipeline.set(pipeline)
+        if self._sender.link is not None:
+            self._sender.link.loop.check_free()
+        end: Waiting[None] = Waiting()
+        pipeline, before = _Pipeline(end), _pipeline.get()
         try:
+            _pipeline.set(pipeline)
             yield
         finally:
-            _pipeline.reset(token)
-            # Each confirm has its own deadline, so that this ends.
-            pipeline.ended().result()
+            _pipeline.set(before)
+            pipeline.leave()
+            end.result()  # each confirm has its own deadline, so that this ends
         if pipeline.failures:
             raise exceptions.PipelineFailed(pipeline.failures)
 
@@ -224,13 +227,15 @@ class AsyncRPCClient(_Client):
         Raises:
             PipelineFailed: some were not confirmed; lists each with its reason.
         """
-        pipeline = _Pipeline()
-        token = _pipeline.set(pipeline)
+        end: Future[None] = Future()
+        pipeline, before = _Pipeline(end), _pipeline.get()
         try:
+            _pipeline.set(pipeline)
             yield
         finally:
-            _pipeline.reset(token)
-            await asyncio.wrap_future(pipeline.ended())
+            _pipeline.set(before)
+            pipeline.leave()
+            await asyncio.wrap_future(end)
         if pipeline.failures:
             raise exceptions.PipelineFailed(pipeline.failures)
 
@@ -254,47 +259,40 @@ class AsyncRPCClient(_Client):
 
 
 class _Pipeline:
-    """Counts the confirms that a block of code waits for."""
+    """Knows the confirms that a block of code waits for."""
 
-    def __init__(self) -> None:
-        # Added under the lock, confirmed on the loop: a signal handler may wait for a confirm in
-        # the midst of what its thread adds.
-        self._lock = threading.RLock()
-        self._added = self._confirmed = 0
-        self._end: Future[None] = Future()
+    def __init__(self, end: Waiting[None] | Future[None]) -> None:
+        #: The ``id`` of each message whose confirm is awaited. There is no lock: a signal handler
+        #: may wait for a confirm in the midst of what its thread sends, or break that off.
+        self.awaited: set[int] = set()
+        self._end = end
         self._is_left = False
         self.failures: list[tuple[Message, Exception]] = []
 
-    def add(self, message: Message) -> Done:
-        with self._lock:
-            self._added += 1
+    def ending(self, message: Message) -> Done:
+        """Return what ends a message, while that is ``awaited``; no more than once."""
+        key, awaited = id(message), self.awaited
 
-        def confirmed(error: Exception | None) -> None:
+        def ended(error: Exception | None) -> None:
+            if key not in awaited:
+                return
             if error is not None and not isinstance(error, CancelledError):
                 self.failures.append((message, error))
-            self._confirmed += 1
-            self._end_if_done()
+            awaited.discard(key)
+            if self._is_left:
+                self._end_if_done()
 
-        return confirmed
-
-    def refuse(self, message: Message, error: Exception | None) -> None:
-        """Take back what was added and could not be sent; in any thread."""
-        if error is not None:
-            self.failures.append((message, error))
-        with self._lock:
-            self._added -= 1
-        self._end_if_done()
+        return ended
 
     @property
     def is_over(self) -> bool:
         """True when nobody looks at the failures any more."""
-        return self._is_left and self._confirmed == self._added
+        return self._is_left and not self.awaited
 
-    def ended(self) -> Future[None]:
-        """Return the future that ends when nothing is awaited any more."""
+    def leave(self) -> None:
+        """Have ``end`` end when nothing is awaited any more."""
         self._is_left = True
         self._end_if_done()
-        return self._end
 
     def _end_if_done(self) -> None:
         if self.is_over:
@@ -371,7 +369,8 @@ class _Link:
         if not self.is_mine:
             return
         with contextlib.suppress(exceptions.ConnectionFailed):
-            if self.loop.is_current:  # the garbage collector may run its finalizer anywhere
+            # The garbage collector may run a finalizer anywhere, and a signal handler may close.
+            if self.loop.is_current or self.loop.is_busy_here:
                 self.loop.start(self._close()).add_done_callback(lambda closed: self.loop.stop())
                 return
             self.loop.run(self._close())
@@ -586,19 +585,19 @@ class _Sender(_Connector):
         if isinstance(message, Notification) and address.exchange not in link.exchanges:
             link.loop.run(link.declare(address.exchange, self._config.publish_timeout))
         if pipeline is not None:
-            done = pipeline.add(message)
-            refuse: Done = functools.partial(pipeline.refuse, message)
+            done = pipeline.ending(message)
             if telling is not None:
-                done, refuse = telling(done), telling(refuse)
+                done = telling(done)
             try:
+                pipeline.awaited.add(id(message))
                 link.publisher.send(message, address, self._serializers.default, done)
             except exceptions.TavridaError as error:
-                refuse(error)
+                done(error)
             except BaseException:
-                refuse(exceptions.PublishFailed("it was interrupted before it was sent"))
+                done(exceptions.PublishFailed("it was interrupted, and may be sent all the same"))
                 raise
             return
-        confirmed: Future[None] = Future()
+        confirmed: Waiting[None] = Waiting()
         end: Done = functools.partial(_confirm, confirmed)
         if telling is not None:
             end = telling(end)
@@ -623,7 +622,7 @@ class _Sender(_Connector):
         _may_wait(self._link)
         if self._outgoing is not None:
             return self.ask(request, timeout).result()
-        answer = Waiting()
+        answer: Waiting[IncomingResponse] = Waiting()
         self._ask(request, timeout, answer)
         return answer.result()
 
@@ -635,25 +634,29 @@ class _Sender(_Connector):
     def ask(self, request: Request, timeout: float | None) -> Future[IncomingResponse]:
         answer: Future[IncomingResponse] = Future()
         if self._outgoing is None:
-            caller = self._ask(request, timeout, answer)
+            self._ask(request, timeout, answer)
         else:
             with self._outgoing.called(request, answer):
-                caller = self._ask(request, timeout, answer)
-        forget_cancelled(answer, caller, request)
+                self._ask(request, timeout, answer)
         return answer
 
     def _ask(
-        self, request: Request, timeout: float | None, answer: Waiting | Future[IncomingResponse]
-    ) -> Caller:
+        self,
+        request: Request,
+        timeout: float | None,
+        answer: Waiting[IncomingResponse] | Future[IncomingResponse],
+    ) -> None:
         link = self._begin()
         address = self._address_of(request)
+        if isinstance(answer, Future):
+            # Not once it is sent: the loop would wait for a lock that is taken for this.
+            forget_cancelled(answer, link.caller, request)
 
         def send(message: Message, done: Done) -> None:
             link.publisher.send(message, address, self._serializers.default, done)
 
         through = send if self._outgoing is None else self._outgoing.through(send)
         link.caller.ask(request, timeout, None, through, answer)
-        return link.caller
 
 
 class _Distant(Generic[Result]):
@@ -727,14 +730,14 @@ class _AsyncSender(_Connector):
         pipeline = _open_pipeline()
         if pipeline is not None:
             begun: Future[None] = Future()
-            done = pipeline.add(message)
-            refuse: Done = functools.partial(pipeline.refuse, message)
+            done = pipeline.ending(message)
             if telling is not None:
-                done, refuse = telling(done), telling(refuse)
+                done = telling(done)
             try:
+                pipeline.awaited.add(id(message))
                 link.loop.submit(link.window.send, message, address, done, begun)
             except exceptions.TavridaError as error:
-                refuse(error)
+                done(error)
                 return None
             return asyncio.wrap_future(begun)
         future, confirmed = self._future()
@@ -772,7 +775,7 @@ class _AsyncSender(_Connector):
         return link.caller
 
 
-def _confirm(confirmed: Future[None] | _Distant[None], error: Exception | None) -> None:
+def _confirm(confirmed: Waiting[None] | _Distant[None], error: Exception | None) -> None:
     with contextlib.suppress(InvalidStateError):  # who waited cancelled it
         if error is None:
             confirmed.set_result(None)
@@ -782,12 +785,8 @@ def _confirm(confirmed: Future[None] | _Distant[None], error: Exception | None) 
 
 def _may_wait(link: _Link | None) -> None:
     """Raise CallError where waiting would block the event loop of a server or client."""
-    if link is not None and link.loop.is_busy_here:
-        raise exceptions.CallError(
-            "this is a signal handler, and the thread that it interrupted was just sending "
-            "something, which goes on only after it: set a flag here, or use .future() and do not "
-            "wait for it"
-        )
+    if link is not None:
+        link.loop.check_free()
     if is_on_a_loop():
         raise exceptions.CallError(
             "this runs on an event loop and would block it: in an async def handler, await a call "

@@ -319,7 +319,7 @@ class Handling:
                 "it: write 'await proxy.service.method(...)' in an async def handler"
             )
         assert self._placement is not None
-        answer: Waiting | Future[IncomingResponse]
+        answer: Waiting[IncomingResponse] | Future[IncomingResponse]
         answer = Future() if self._placement.calling else Waiting()
         self._ask(request, timeout, answer)
         with self._processor.awaiting(self, request):

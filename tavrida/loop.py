@@ -38,7 +38,7 @@ class Mailbox:
     microseconds. ``put`` is thread-safe; an exception of a callback is logged.
     """
 
-    __slots__ = ("_context", "_is_woken", "_open", "loop", "waiting")
+    __slots__ = ("_context", "_open", "_wakers", "_woken", "loop", "waiting")
 
     def __init__(
         self,
@@ -49,22 +49,32 @@ class Mailbox:
         # ``within`` runs what empties the mailbox.
         self._open = functools.partial(within, self._empty) if within else self._empty
         self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._is_woken = False
+        # The thread that wakes the loop, or did, until that has come; and the same list once it has
+        # done so: a signal handler in the midst of it wakes the loop itself, others need not.
+        self._wakers: list[int] = []
+        self._woken = self._wakers
         # What one thread hands over runs together with what others do: in nobody's context.
         self._context = contextvars.Context()
 
     def put(self, callback: Callable[..., object], *args: Any) -> None:
         """Have a callback run soon; never, where the loop is closed."""
-        self.waiting.append((callback, args))
-        if not self._is_woken:
-            try:
-                self._is_woken = True
-                self.loop.call_soon_threadsafe(self._open, context=self._context)
-            except RuntimeError:
-                pass  # closed
-            except BaseException:  # a Ctrl-C right here: the next one has to wake the loop
-                self._is_woken = False
+        try:
+            self.waiting.append((callback, args))
+            wakers = self._wakers
+            if not wakers or (wakers is not self._woken and threading.get_ident() in wakers):
+                self._wake()
+        except BaseException:  # a Ctrl-C right here: it may have been put in
+            self._wake()
+            raise
+
+    def _wake(self) -> None:
+        self._wakers = wakers = [threading.get_ident()]
+        try:
+            self.loop.call_soon_threadsafe(self._open, context=self._context)
+        except RuntimeError:
+            if not self.loop.is_closed():
                 raise
+        self._woken = wakers
 
     def empty(self) -> None:
         """Run what is there now; on the loop."""
@@ -73,7 +83,7 @@ class Mailbox:
     def _empty(self) -> None:
         # Cleared first: who appends after this wakes the loop again, who appended before is
         # in the deque already.
-        self._is_woken = False
+        self._wakers.clear()
         waiting = self.waiting
         for _ in range(len(waiting)):
             callback, args = waiting.popleft()
@@ -81,6 +91,11 @@ class Mailbox:
                 callback(*args)
             except Exception:
                 LOG.exception("A callback failed: %r.", callback)
+            except (
+                BaseException
+            ):  # it wants to end the program; the others are not to wait for more
+                self._wake()
+                raise
 
 
 class _Selector(selectors.DefaultSelector):
@@ -181,7 +196,7 @@ class LoopThread:
         self._mailbox.put(callback, *args)
         if self._is_stopped and not self.is_current:
             # It stopped while this was handed over: did the last turn still take it?
-            self._thread.join()
+            self._join()
             with contextlib.suppress(ValueError):
                 self._mailbox.waiting.remove((callback, args))
                 raise _closed()
@@ -191,8 +206,8 @@ class LoopThread:
 
         Waking the loop for it takes tens of microseconds. Return what the work returned; False
         where it was not done, because the loop is busy or stopped. The work has to be short, must
-        not run a user's code, and of the loop may use only what wakes it or ``call_soon``. In the
-        main thread a signal handler may raise anywhere in it. Thread-safe.
+        not run a user's code, and of the loop may use only what wakes it. In the main thread a
+        signal handler may raise anywhere in it. Thread-safe.
         """
         turn = self._turn
         if self._mailbox.waiting or self._is_stopped or self._has_turn():
@@ -211,14 +226,25 @@ class LoopThread:
             is_done = work(*args)
         finally:
             turn.release()
-        if self._ready:
-            self._mailbox.put(_nothing)
         return is_done
 
     @property
     def is_busy_here(self) -> bool:
-        """True in what interrupted ``do_now`` in this thread: a signal handler."""
-        return self._has_turn() and not self.is_current
+        """True in what interrupted ``do_now`` in this thread: a signal handler.
+
+        The loop goes on only after that: to wait for it there would be to wait for ever.
+        """
+        # A thread that is gone leaves its number, with the turn, to another one; also after a fork.
+        return self._has_turn() and not self.is_current and self._thread.is_alive()
+
+    def check_free(self) -> None:
+        """Raise CallError in a signal handler that would wait for ever: where ``is_busy_here``."""
+        if self.is_busy_here:
+            raise exceptions.CallError(
+                "this is a signal handler, and the thread that it interrupted was just sending "
+                "something, which goes on only after it: set a flag here, or use .future() and do "
+                "not wait for it"
+            )
 
     def turn(self, work: Callable[[], object]) -> None:
         """Do some work whose end is worth to wait for with what it has to send; on the loop."""
@@ -268,10 +294,19 @@ class LoopThread:
         raise _closed()
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine on the loop and return its result; not to be called on the loop."""
+        """Run a coroutine on the loop and return its result; not to be called on the loop.
+
+        Raises:
+            CallError: this is a signal handler, as ``check_free`` has it.
+        """
         if self.is_current:
             coroutine.close()
             raise RuntimeError("this would wait for itself: it was called on the event loop")
+        try:
+            self.check_free()
+        except exceptions.CallError:
+            coroutine.close()
+            raise
         future = self.start(coroutine)
         while True:
             try:
@@ -286,12 +321,11 @@ class LoopThread:
             if not self._is_stopped:
                 self._is_stopped = True
                 self.loop.call_soon_threadsafe(self.loop.stop)
-        if not self.is_current:
+        self._join()
+
+    def _join(self) -> None:
+        if not (self.is_current or self.is_busy_here):  # it ends when what runs here has
             self._thread.join()
-
-
-def _nothing() -> None:
-    """Wake the loop."""
 
 
 async def in_thread(function: Callable[[], Result], name: str) -> Result:

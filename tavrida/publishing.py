@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
 
 from tavrida import envelope, exceptions, middleware
 from tavrida.addresses import Address
@@ -37,14 +39,15 @@ class Publisher:
         self._loop = loop
         self._transport = transport
         self._config = transport.config
-        # Messages that were sent, counted under the lock; and those confirmed, on the loop. That
-        # needs no lock then, and a signal handler may wait for a confirm in the midst of what its
-        # thread sends.
-        self._sent = self._confirmed = 0
+        # The numbers of the messages whose confirm is awaited. A signal handler may send and wait
+        # in the midst of what its thread sends, or break that off: so the loop waits for no lock
+        # here, and what is broken off is taken out, whether or not it is on its way.
+        self._awaited: set[int] = set()
+        self._numbers = itertools.count()
+        # Each thread that waits for room; and what is put in for them whenever there may be some.
+        self._waiting: set[object] = set()
+        self._room: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.RLock()
-        self._room = threading.Condition(self._lock)
-        #: How many threads wait for room.
-        self._waiting = 0
 
     def send(
         self,
@@ -69,7 +72,7 @@ class Publisher:
         """
         # Answers come one for each delivery, so that their number is bounded already.
         if (
-            self._sent - self._confirmed >= OVERDRAFT * self._config.max_unconfirmed
+            len(self._awaited) >= OVERDRAFT * self._config.max_unconfirmed
             and self._loop.is_current
             and isinstance(message, Request | Notification)
         ):
@@ -115,7 +118,7 @@ class Publisher:
     @property
     def unconfirmed(self) -> int:
         """How many messages await their confirm."""
-        return self._sent - self._confirmed
+        return len(self._awaited)
 
     @property
     def can_publish(self) -> bool:
@@ -132,13 +135,12 @@ class Publisher:
     ) -> None:
         """Send what is encoded already; as ``send``. For room, it waits ``time_left`` at most."""
         is_on_loop = self._loop.is_current
-        self._take_room(may_wait=not is_on_loop, time_left=time_left)
+        awaited, number = self._awaited, next(self._numbers)
 
         def finished(error: Exception | None) -> None:
-            self._confirmed += 1
-            if self._waiting:  # set before its thread looks at what is confirmed
-                with self._lock:
-                    self._room.notify()
+            awaited.discard(number)
+            if self._waiting:  # it was added before its thread looked at what is awaited
+                self._room.put(None)
             if error is None:
                 done(None)
                 return
@@ -151,28 +153,44 @@ class Publisher:
             else:
                 done(error)
 
-        if is_on_loop:
-            self._transport.publish(publication, finished)
-        else:
+        try:
+            awaited.add(number)
+            if is_on_loop:
+                self._transport.publish(publication, finished)
+                return
+            if len(awaited) > self._config.max_unconfirmed and not self._loop.is_busy_here:
+                awaited.discard(number)
+                self._wait_for_room(number, time_left)
             self._transport.submit(publication, finished)
+        except BaseException:
+            awaited.discard(number)
+            if self._waiting:
+                self._room.put(None)
+            raise
 
-    def _take_room(self, *, may_wait: bool, time_left: float | None) -> None:
+    def _wait_for_room(self, number: int, time_left: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout
-        with self._lock:
-            if may_wait and self._sent - self._confirmed >= limit:
-                if time_left is not None:  # a call ends by its own deadline
-                    timeout = min(timeout, time_left)
-                deadline = time.monotonic() + timeout
-                self._waiting += 1
-                try:
-                    has_room = self._room.wait_for(
-                        lambda: self.unconfirmed < limit, deadline - time.monotonic()
-                    )
-                finally:
-                    self._waiting -= 1
-                if not has_room:
-                    raise exceptions.PublishTimeout(
-                        f"{limit} messages (max_unconfirmed) await their confirm and none came "
-                        f"within {timeout:.3g} s"
-                    )
-            self._sent += 1
+        if time_left is not None:  # a call ends by its own deadline
+            timeout = min(timeout, time_left)
+        deadline = time.monotonic() + timeout
+        waiting = object()
+        try:
+            self._waiting.add(waiting)
+            while not self._took_room(number, limit):
+                self._room.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            raise exceptions.PublishTimeout(
+                f"{limit} messages (max_unconfirmed) await their confirm and none came "
+                f"within {timeout:.3g} s"
+            ) from None
+        finally:
+            self._waiting.discard(waiting)
+            if self._waiting:  # there may be more room; or what was put in was for another one
+                self._room.put(None)
+
+    def _took_room(self, number: int, limit: int) -> bool:
+        with self._lock:  # of several threads, one takes what is left
+            has_room = len(self._awaited) < limit
+            if has_room:
+                self._awaited.add(number)
+        return has_room

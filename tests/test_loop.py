@@ -7,13 +7,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tavrida.exceptions import ConnectionFailed
+from tavrida.exceptions import CallError, ConnectionFailed
 from tavrida.loop import LoopThread, Mailbox
 from tests.waiting import DEADLINE, eventually
 
@@ -419,13 +420,6 @@ def test_the_loop_sleeps_while_another_thread_works_for_it(loop: LoopThread) -> 
     assert ["work", "submitted"] == order
 
 
-def test_what_work_leaves_for_the_loop_runs_at_once(loop: LoopThread) -> None:
-    """It is woken for that."""
-    done = threading.Event()
-    do_now(loop, lambda: loop.loop.call_soon(done.set) is not None)
-    assert done.wait(DEADLINE)
-
-
 @pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
 def test_work_that_is_broken_off_leaves_the_loop_alone(
     loop: LoopThread, error: BaseException
@@ -480,3 +474,45 @@ def test_a_signal_handler_knows_that_it_interrupts_work(loop: LoopThread) -> Non
     assert [True, False] == told
     assert not loop.is_busy_here
     assert not loop.run(asyncio.sleep(0, result=loop.is_busy_here))
+
+
+def test_a_thread_with_the_number_of_a_loop_that_ended_is_no_signal_handler(
+    loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system gives the numbers of threads that ended to others, also in a forked child."""
+    monkeypatch.setattr(loop, "_has_turn", lambda: True)
+    assert loop.is_busy_here
+    monkeypatch.undo()
+    loop.stop()
+    monkeypatch.setattr(loop, "_has_turn", lambda: True)
+    assert not loop.is_busy_here
+
+
+def test_who_interrupts_work_does_not_wait_for_the_loop(loop: LoopThread) -> None:
+    """It is told so, or the loop ends behind it."""
+    settle(loop)
+
+    def work() -> bool:
+        with pytest.raises(CallError, match="this is a signal handler"):
+            loop.run(nothing())
+        loop.stop()
+        with pytest.raises(ConnectionFailed):
+            loop.submit(pytest.fail, "after its end")
+        return True
+
+    do_now(loop, work)
+    loop._thread.join(DEADLINE)
+    assert not loop._thread.is_alive()
+
+
+def test_what_wants_to_end_the_program_holds_up_nothing(
+    loop: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was submitted with it runs all the same, without more coming."""
+    done, go_on = threading.Event(), threading.Event()
+    loop.submit(go_on.wait, DEADLINE)
+    loop.submit(sys.exit)
+    loop.submit(done.set)
+    go_on.set()
+    assert done.wait(DEADLINE)
+    assert "wanted to end the program" in caplog.text

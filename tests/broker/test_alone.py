@@ -4,21 +4,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tavrida import dispatcher, exceptions
 from tavrida.client import RPCClient
+from tavrida.discovery import LocalDiscovery
 from tavrida.plugins.transports.amqp.transport import MAX_ALONE, AMQPTransport
 from tavrida.plugins.transports.amqp.wire import FastWire
 from tavrida.service import ServiceController
-from tests.broker.conftest import Connect, Serve
+from tests.broker.conftest import EXCHANGE, Connect, Serve
 from tests.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.usefixtures("amqp_url")
@@ -131,14 +135,32 @@ def test_many_threads_get_their_own_answers(client: RPCClient) -> None:
             assert list(range(1000 * thread, 1000 * thread + 150)) == answers
 
 
-def test_what_cannot_be_encoded_is_told(client: RPCClient, around: list[Around]) -> None:
+def test_what_cannot_be_encoded_is_told(
+    client: RPCClient, around: list[Around], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the loop, as everywhere, and what follows is not taken for it."""
+    alone(client, around, lambda send: send())
+    refusal = exceptions.PublishFailed("the headers are too large")
+    with monkeypatch.context() as patched:
+        patched.setattr(FastWire, "encoded", Mock(side_effect=refusal))
+        with pytest.raises(exceptions.PublishFailed, match="too large"):
+            client.svc.echo(n=1).call(timeout=DEADLINE)
+    assert [2, 3] == [client.svc.echo(n=n).call(timeout=DEADLINE)["n"] for n in (2, 3)]
+
+
+def test_an_error_of_the_socket_is_not_the_senders(
+    client: RPCClient, around: list[Around], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The message goes out once more, over a new connection."""
 
     def fail(send: Callable[[], None]) -> None:
-        raise exceptions.PublishFailed("the headers are too large")
+        raise TimeoutError(errno.ETIMEDOUT, "the network is gone")
 
-    alone(client, around, fail)
-    assert [2, 3] == [client.svc.echo(n=n).call(timeout=DEADLINE)["n"] for n in (2, 3)]
+    alone(client, around, lambda send: send())
+    around.append(fail)
+    eventually(lambda: client.svc.note(n=5).cast() or not around)
+    assert 5 == Service.seen.get(timeout=DEADLINE)
+    assert "a message was broken off in its midst; connecting anew" in caplog.text
 
 
 # -- signals
@@ -156,19 +178,22 @@ def on_signal() -> Iterator[Callable[[Callable[[], None]], None]]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
+#: The last one could be taken for an error of the socket.
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, TimeoutError])
 @pytest.mark.parametrize("is_sent", [True, False])
 def test_a_message_that_a_signal_broke_off_harms_no_other(
     client: RPCClient,
     around: list[Around],
     on_signal: Any,
     is_sent: bool,
+    error: type[BaseException],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Before it was sent or behind it: its connection is made anew, and nothing is mixed up."""
+
+    def interrupt() -> None:
+        raise error
+
     on_signal(interrupt)
 
     def break_off(send: Callable[[], None]) -> None:
@@ -176,14 +201,14 @@ def test_a_message_that_a_signal_broke_off_harms_no_other(
             send()
         signal.raise_signal(signal.SIGUSR1)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         alone(client, around, break_off)
     with client.pipeline():  # on its way while the connection is made anew
         for n in range(100):
             client.svc.note(n=n).cast()
     assert set(range(100)) <= {Service.seen.get(timeout=DEADLINE) for _ in range(100)}
     assert list(range(50)) == [client.svc.echo(n=n).call(timeout=DEADLINE)["n"] for n in range(50)]
-    assert "a signal handler broke off a message; connecting anew" in caplog.text
+    assert "a message was broken off in its midst; connecting anew" in caplog.text
 
 
 def test_a_signal_handler_is_told_that_it_cannot_wait_here(
@@ -212,25 +237,56 @@ def test_a_signal_handler_is_told_that_it_cannot_wait_here(
     assert Service.seen.empty()
 
 
-def test_a_signal_handler_may_cast_while_its_thread_casts(
-    client: RPCClient, on_signal: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_handler_may_close_the_client(
+    client: RPCClient, around: list[Around], on_signal: Any
 ) -> None:
-    """In the midst of what is guarded against other threads, too."""
+    """It does not wait for what it interrupts."""
+
+    def interrupted(send: Callable[[], None]) -> None:
+        send()
+        signal.raise_signal(signal.SIGUSR1)
+
     link = client._sender._link
     assert link is not None
-    publisher = link.publisher
-    take_room = type(publisher)._take_room
-    signals = iter([True])
+    on_signal(client.close)
+    with contextlib.suppress(exceptions.CallInterrupted, exceptions.ConnectionFailed):
+        alone(client, around, interrupted)  # which may be answered just before
+    link.loop._thread.join(DEADLINE)
+    assert not link.loop._thread.is_alive()
 
-    def take(self: Any, **given: Any) -> None:
-        with self._lock:
-            if next(signals, False):
-                signal.raise_signal(signal.SIGUSR1)
-        take_room(self, **given)
 
-    monkeypatch.setattr(type(publisher), "_take_room", take)
-    on_signal(lambda: client.svc.note(n=1).cast())
-    client.svc.note(n=2).cast()
-    assert [1, 2] == [Service.seen.get(timeout=DEADLINE) for _ in range(2)]
-    assert not transport_of(client)._is_half_sent
-    assert 0 == publisher.unconfirmed
+def test_a_signal_handler_is_told_that_a_pipeline_cannot_end_here(
+    serve: Serve, connect: Connect, around: list[Around], on_signal: Any
+) -> None:
+    """Nor an exchange be declared for what it publishes, in a pipeline that it interrupts."""
+    serve(Service)
+    known = LocalDiscovery()
+    known.register_remote_service("svc", EXCHANGE)
+    known.register_local_publisher("clock", "clock_exchange")
+    client = connect(discovery=known, source="clock.tick")
+    assert 0 == client.svc.echo(n=0).call(timeout=DEADLINE)["n"]
+    errors: list[exceptions.CallError] = []
+
+    def begin() -> None:
+        with client.pipeline():
+            pytest.fail("this would never end")
+
+    def handle() -> None:
+        for wait in (begin, client.publish):
+            with pytest.raises(exceptions.CallError, match="this is a signal handler") as caught:
+                wait()
+            errors.append(caught.value)
+
+    def interrupted(send: Callable[[], None]) -> None:
+        send()
+        signal.raise_signal(signal.SIGUSR1)
+
+    def sent() -> bool:
+        with client.pipeline():
+            client.svc.note(n=1).cast()
+        return not around
+
+    on_signal(handle)
+    around.append(interrupted)
+    eventually(sent)
+    assert 2 == len(errors)

@@ -40,6 +40,17 @@ Delivered = Callable[[str, int, bool, str, str, ReadProperties, bytes], None]
 #: The delivery tag of a Basic.Ack, and whether it stands for all up to it.
 Confirmed = Callable[[int, bool], None]
 
+#: What the encoders raise. What a signal handler raises in the midst of them is something else.
+UNENCODABLE = (
+    exceptions.PublishFailed,
+    pika.exceptions.AMQPError,
+    struct.error,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
 #: Bytes of a payload that nobody sends. pika agrees to no frame_max above 128 kB, which brokers do
 #: not heed where they add to the headers of a message that dies.
 _ABSURD = 16 * spec.FRAME_MAX_SIZE
@@ -162,7 +173,7 @@ def publish_frames(channel: int, publication: Publication, body_max: int) -> byt
     body = publication.body
     try:
         flags, properties = _content(publication.properties)
-    except Exception:  # pika says what is wrong, or can do it after all
+    except UNENCODABLE:  # pika says what is wrong, or can do it after all
         pieces = pika_properties(publication.properties).encode()
         flags, properties = int.from_bytes(pieces[0]), b"".join(pieces[1:])
     size = len(properties) + 2

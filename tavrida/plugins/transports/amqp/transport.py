@@ -54,6 +54,7 @@ from tavrida.plugins.transports.amqp.declarations import (
     refusal_of,
     settings_of,
 )
+from tavrida.plugins.transports.amqp.frames import UNENCODABLE
 from tavrida.plugins.transports.amqp.objections import (
     NOT_FOUND,
     is_named_in,
@@ -325,6 +326,7 @@ class AMQPTransport(ReconnectingTransport):
         if connection is not self._connection:
             return
         self._connection = None
+        self._is_half_sent = False
         self._ready.clear()
         if self._guard is not None:
             self._guard.cancel()
@@ -663,17 +665,23 @@ class AMQPTransport(ReconnectingTransport):
             or not channel.pika.is_open
         ):
             return False
-        self._is_half_sent = True
-        self._last_tag += 1
-        self._unconfirmed[self._last_tag] = self._sending(publication, done)
         try:
-            connection.send_now(channel.pika, publication)
-        except Exception:  # it cannot be encoded: for the loop to meet once more
-            del self._unconfirmed[self._last_tag]
-            self._last_tag -= 1
-            self._is_half_sent = False
+            data = connection.encoded(channel.pika, publication)
+        except UNENCODABLE:  # for the loop to meet once more
             return False
-        self._is_half_sent = False
+        sending, tag = self._sending(publication, done), self._last_tag + 1
+        # No call stands between these: a signal handler that raises finds all of it, or nothing.
+        self._is_half_sent = True
+        self._last_tag = tag
+        self._unconfirmed[tag] = sending
+        try:
+            connection.send_now(data)
+        except OSError as error:
+            if error.errno is None:  # of a signal handler, not of the socket
+                raise
+            self.loop.submit(self._is_whole)
+        else:
+            self._is_half_sent = False
         return True
 
     def _sending(self, publication: Publication, done: Done) -> _Sending:
@@ -683,8 +691,13 @@ class AMQPTransport(ReconnectingTransport):
         """Make sure that nothing is half sent; else the confirms would be taken for others'."""
         if self._is_half_sent:
             self._is_half_sent = False
-            LOG.warning("%s: a signal handler broke off a message; connecting anew.", self.name)
-            self._drop(self._connection)
+            connection = self._connection
+            if connection is not None and connection.is_open:
+                LOG.warning(
+                    "%s: a message was broken off in its midst; connecting anew.", self.name
+                )
+                self._ready.clear()
+                connection.break_off("a message was broken off in its midst")
             return False
         return True
 
@@ -970,9 +983,9 @@ def _break_off(connection: PlainWire) -> None:
     if connection.is_open:
         connection.close()
     elif not connection.is_closing and not connection.is_closed:
-        # close() calls this too, but in a handshake with an error that pika then stumbles over: it
+        # close() does that too, but in a handshake with an error that pika then stumbles over: it
         # takes the class AMQPConnectionWorkflowAborted for an exception.
-        connection._terminate_stream(pika.exceptions.StreamLostError("given up"))  # noqa: SLF001
+        connection.break_off("given up")
 
 
 def _fault_of(url: str) -> str:

@@ -65,9 +65,21 @@ class PlainWire(AsyncioConnection):
         """True while ``send_now`` may be called. In any thread that has the loop's turn."""
         return False
 
-    def send_now(self, channel: Channel, publication: Publication) -> None:
-        """Send a message at once, where ``is_idle``; in any thread that has the loop's turn."""
+    def encoded(self, channel: Channel, publication: Publication) -> bytes:
+        """Return a message for ``send_now``; raises UNENCODABLE."""
         raise NotImplementedError
+
+    def send_now(self, data: bytes) -> None:
+        """Send a message at once, where ``is_idle``; in any thread that has the loop's turn.
+
+        Raises:
+            OSError: of the socket; how much was sent nobody knows.
+        """
+        raise NotImplementedError
+
+    def break_off(self, why: str) -> None:
+        """End the connection without a goodbye; also where a message is half sent."""
+        self._terminate_stream(pika.exceptions.StreamLostError(why))
 
     def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
         """Acknowledge a delivery, or all up to it, of a channel that is open."""
@@ -101,9 +113,7 @@ class FastWire(PlainWire):
     def send(self, channel: Channel, publication: Publication) -> None:
         if not channel.is_open:
             raise pika.exceptions.ChannelWrongStateError(f"channel {channel.channel_number}")
-        self._adapter_emit_data(
-            frames.publish_frames(channel.channel_number, publication, self._body_max_length)
-        )
+        self._adapter_emit_data(self.encoded(channel, publication))
 
     @property
     def is_idle(self) -> bool:
@@ -115,14 +125,22 @@ class FastWire(PlainWire):
             and not transport._tx_buffers
         )
 
-    def send_now(self, channel: Channel, publication: Publication) -> None:
+    def encoded(self, channel: Channel, publication: Publication) -> bytes:
+        return frames.publish_frames(channel.channel_number, publication, self._body_max_length)
+
+    def send_now(self, data: bytes) -> None:
         transport: Any = self._transport
-        data = frames.publish_frames(channel.channel_number, publication, self._body_max_length)
-        sent = 0
-        with contextlib.suppress(OSError):  # the transport meets it too, and tells
+        try:
             sent = transport._sock.send(data)
+        except BlockingIOError:
+            sent = 0
         if sent < len(data):
             transport.write(data[sent:])
+
+    def break_off(self, why: str) -> None:
+        self._written.clear()
+        self._size = 0
+        super().break_off(why)
 
     def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
         self._adapter_emit_data(frames.ack_frame(channel.channel_number, tag, multiple))
