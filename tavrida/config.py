@@ -259,7 +259,10 @@ class ConnectionConfig:
         minimum=0.001,
     )
     max_unconfirmed: int = option(
-        1000, "Messages that may await their confirm; a sender over that waits.", minimum=1
+        500,
+        "Messages that may await their confirm; a sender over that waits. More only pile up in the "
+        "broker, where it is near.",
+        minimum=1,
     )
     max_message_size: int = option(
         16_777_216,
