@@ -44,7 +44,8 @@ class Publisher:
         # here, and what is broken off is taken out, whether or not it is on its way.
         self._awaited: set[int] = set()
         self._numbers = itertools.count()
-        # Each thread that waits for room; and what is put in for them whenever there may be some.
+        # Each thread that waits for room; and what wakes one of them whenever there may be some,
+        # who wakes the next one: more than one at a time would only be taken out in vain.
         self._waiting: set[object] = set()
         self._room: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.RLock()
@@ -139,8 +140,7 @@ class Publisher:
 
         def finished(error: Exception | None) -> None:
             awaited.discard(number)
-            if self._waiting:  # it was added before its thread looked at what is awaited
-                self._room.put(None)
+            self._wake_one()
             if error is None:
                 done(None)
                 return
@@ -164,8 +164,7 @@ class Publisher:
             self._transport.submit(publication, finished)
         except BaseException:
             awaited.discard(number)
-            if self._waiting:
-                self._room.put(None)
+            self._wake_one()
             raise
 
     def _wait_for_room(self, number: int, time_left: float | None) -> None:
@@ -185,8 +184,12 @@ class Publisher:
             ) from None
         finally:
             self._waiting.discard(waiting)
-            if self._waiting:  # there may be more room; or what was put in was for another one
-                self._room.put(None)
+            self._wake_one()  # there may be more room; or what was put in was for another one
+
+    def _wake_one(self) -> None:
+        # Who waits was added before it looked at what is awaited, and looks again once woken.
+        if self._waiting and self._room.empty():
+            self._room.put(None)
 
     def _took_room(self, number: int, limit: int) -> bool:
         with self._lock:  # of several threads, one takes what is left

@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -89,6 +90,44 @@ def test_a_message_to_a_missing_exchange_costs_no_other_a_duplicate(
     eventually(lambda: Service.seen.qsize() >= 600)
     client.svc.ok(n=-1).call(timeout=DEADLINE)
     assert {(n, 1) for n in range(-1, 600)} == set(Counter(n for n, _ in _seen()).items())
+
+
+def test_many_threads_share_little_room(
+    serve: Serve, connect: Connect, config: ConnectionConfig
+) -> None:
+    """Each that waits is woken in its turn."""
+    serve(Service)
+    client = connect("svc", config=replace(config, max_unconfirmed=3))
+
+    def send_some(thread: int) -> None:
+        with client.pipeline():
+            for n in range(60 * thread, 60 * thread + 60):
+                client.svc.ok(n=n).cast()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert 8 == len(list(threads.map(send_some, range(8), timeout=DEADLINE)))
+    eventually(lambda: Service.seen.qsize() >= 480)
+    assert set(range(480)) == {n for n, _ in _seen()}
+    link = client._sender.link
+    assert link is not None
+    assert 0 == link.publisher.unconfirmed
+
+
+def test_what_wakes_those_who_wait_for_room_does_not_pile_up(
+    connect: Connect, config: ConnectionConfig
+) -> None:
+    """A broker confirms hundreds at once, and one thread waits."""
+    known = discovery.LocalDiscovery()
+    known.register_local_publisher("svc", EXCHANGE)
+    config = replace(config, max_unconfirmed=200)
+    client = connect(source="svc.ok", config=config, discovery=known)
+    with client.pipeline():
+        for n in range(3000):
+            client.publish(n=n)
+    link = client._sender.link
+    assert link is not None
+    # One that the loop puts in and one of a thread may come together.
+    assert link.publisher._room.qsize() <= 2
 
 
 def test_an_exchange_deleted_under_its_publisher_is_told_and_found_again(
