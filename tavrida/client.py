@@ -483,7 +483,8 @@ class _Connector:
         self._addresses = addresses
         self._serializers = Serializers(serializer, ("json", "msgpack"))
         self._outgoing = Outgoing(chain, _Vitals(self, config.scheme)) if chain else None
-        self._connecting = threading.Lock()
+        # A signal handler may send while its thread makes the connection: it makes one of its own.
+        self._connecting = threading.RLock()
         self._process = os.getpid()
         self._goodbye: weakref.finalize[..., Any] | None = None
         self._link: _Link | None = None
@@ -496,7 +497,7 @@ class _Connector:
             return link
         if self._process != os.getpid():
             # Forked: a thread that is not here may have held the lock.
-            self._connecting, self._process = threading.Lock(), os.getpid()
+            self._connecting, self._process = threading.RLock(), os.getpid()
         with self._connecting:
             if self._is_closed:
                 raise exceptions.ConnectionFailed("this client was closed: make a new one")
@@ -514,7 +515,7 @@ class _Connector:
 
     def close(self) -> None:
         if self._process != os.getpid():
-            self._connecting, self._process = threading.Lock(), os.getpid()
+            self._connecting, self._process = threading.RLock(), os.getpid()
         with self._connecting:
             self._is_closed = True
             link, self._link = self._link, None

@@ -91,10 +91,8 @@ class Mailbox:
                 callback(*args)
             except Exception:
                 LOG.exception("A callback failed: %r.", callback)
-            except (
-                BaseException
-            ):  # it wants to end the program; the others are not to wait for more
-                self._wake()
+            except BaseException:  # it wants to end the program
+                self._wake()  # the others are not to wait for more
                 raise
 
 
@@ -138,7 +136,7 @@ class LoopThread:
         self._has_turn: Callable[[], bool] = self._turn._is_owned  # type: ignore[attr-defined] # noqa: SLF001
         self.loop = asyncio.SelectorEventLoop(_Selector(self._turn))
         self._mailbox = Mailbox(self.loop, self.turn)
-        # What asyncio's own loops have ready to run; others do not tell.
+        # What asyncio's loops have ready to run; a private name of theirs, which may go.
         self._ready: Collection[object] = getattr(self.loop, "_ready", (None,))
         self._at_end: list[Callable[[], object]] = []
         self._is_in_turn = False

@@ -53,4 +53,6 @@ def forget(stream: int = 1) -> None:
     Else it fails once more when Python ends, which has an exit code of its own then.
     """
     with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream)
+        os.close(nowhere)

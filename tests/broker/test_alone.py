@@ -16,29 +16,16 @@ from unittest.mock import Mock
 
 import pytest
 
-from tavrida import dispatcher, exceptions
-from tavrida.client import RPCClient
+from tavrida import exceptions
+from tavrida.client import RPCClient, _Link
 from tavrida.discovery import LocalDiscovery
 from tavrida.plugins.transports.amqp.transport import MAX_ALONE, AMQPTransport
 from tavrida.plugins.transports.amqp.wire import FastWire
-from tavrida.service import ServiceController
 from tests.broker.conftest import EXCHANGE, Connect, Serve
+from tests.broker.echoing import Service
 from tests.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.usefixtures("amqp_url")
-
-
-@dispatcher.rpc_service("svc")
-class Service(ServiceController):
-    seen: SimpleQueue[int] = SimpleQueue()
-
-    @dispatcher.rpc_method("svc", "echo")
-    async def echo(self, request: Any, proxy: Any, n: int, pad: str = "") -> dict[str, Any]:
-        return {"n": n}
-
-    @dispatcher.rpc_method("svc", "note")
-    async def note(self, request: Any, proxy: Any, n: int) -> None:
-        self.seen.put(n)
 
 
 @pytest.fixture(autouse=True)
@@ -290,3 +277,22 @@ def test_a_signal_handler_is_told_that_a_pipeline_cannot_end_here(
     around.append(interrupted)
     eventually(sent)
     assert 2 == len(errors)
+
+
+def test_a_signal_handler_may_call_while_its_thread_makes_the_connection(
+    serve: Serve, connect: Connect, on_signal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same client, which is locked then; both calls are answered."""
+    serve(Service)
+    client = connect("svc")
+    make, signals, answers = _Link.__init__, iter([True]), list[int]()
+
+    def interrupted(self: _Link, *args: Any) -> None:
+        if next(signals, False):
+            signal.raise_signal(signal.SIGUSR1)
+        make(self, *args)
+
+    monkeypatch.setattr(_Link, "__init__", interrupted)
+    on_signal(lambda: answers.append(client.svc.echo(n=1).call(timeout=DEADLINE)["n"]))
+    assert 2 == client.svc.echo(n=2).call(timeout=DEADLINE)["n"]
+    assert [1] == answers

@@ -13,32 +13,18 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any
 
 import pytest
 
-from tavrida import dispatcher, exceptions
+from tavrida import exceptions
 from tavrida.client import RPCClient, _open_pipeline
 from tavrida.config import ConnectionConfig
-from tavrida.service import ServiceController
 from tests.broker.conftest import Connect, Serve
+from tests.broker.echoing import Service
 from tests.broker.interruptions import interrupt
 from tests.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.usefixtures("amqp_url")
-
-
-@dispatcher.rpc_service("svc")
-class Service(ServiceController):
-    seen: SimpleQueue[int] = SimpleQueue()
-
-    @dispatcher.rpc_method("svc", "echo")
-    async def echo(self, request: Any, proxy: Any, n: int) -> dict[str, Any]:
-        return {"n": n}
-
-    @dispatcher.rpc_method("svc", "note")
-    async def note(self, request: Any, proxy: Any, n: int) -> None:
-        self.seen.put(n)
 
 
 @pytest.fixture(autouse=True)
