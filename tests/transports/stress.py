@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import random
 import secrets
@@ -52,6 +53,9 @@ from tests.transports.stress_worker import Job, Journal, config_of, server_of
 ROOT = Path(__file__).parent.parent.parent
 
 PUBLISHER, CONSUMER = "publisher", "consumer"
+
+#: The word of what the supervisor itself took at last.
+LEFT = "left"
 
 #: Seconds between two looks at the journals: short against the life of a process.
 LOOK = 0.01
@@ -219,6 +223,8 @@ class Run:
             for worker in self._alive():
                 worker.kill()
         self._read()
+        if not faults:
+            self._take_the_rest()
         verdict = judge(self.settings, self.records, self.kills)
         verdict.faults[:0] = faults
         logged = [path.read_text() for path in self.settings.folder.glob("*.err")]
@@ -226,7 +232,7 @@ class Run:
         verdict.figures["seconds"] = f"{took:.1f}"
         verdict.figures["messages a second"] = f"{self.settings.messages / took:.0f}"
         if not faults:
-            self._look_into_queues(verdict)
+            self._look_into_dead_letters(verdict)
         if self._database is not None:
             verdict.figures["WAL at most"] = f"{self._wal_peak / 1e6:.1f} MB"
             look_into_database(self._database, self._wal_peak, verdict)
@@ -341,11 +347,22 @@ class Run:
         running = ", ".join(map(str, self._alive()))
         return [f"{why}: {confirmed} confirmed, {handled} handled; running: {running}"]
 
-    def _look_into_queues(self, verdict: Verdict) -> None:
-        for queue in (self._queue, dead_letter_queue(self._queue)):
-            left = left_in(self.settings.url, queue)
-            if left:
-                verdict.faults.append(f"{len(left)} left in {queue}, such as {left[0]!r}")
+    def _take_the_rest(self) -> None:
+        """Take what is left as one more consumer would; it is judged by the same rules.
+
+        All names were handled, but a publisher that was killed may have sent some twice, and a
+        consumer that was killed have held the others.
+        """
+        for delivery in _drained(self.settings.url, self._queue):
+            name, life = json.loads(delivery.body).values()
+            record = (name, life, delivery.redelivered, os.getpid(), time.monotonic())
+            self.records.append(Record(LEFT, *record))
+
+    def _look_into_dead_letters(self, verdict: Verdict) -> None:
+        queue = dead_letter_queue(self._queue)
+        left = left_in(self.settings.url, queue)
+        if left:
+            verdict.faults.append(f"{len(left)} left in {queue}, such as {left[0]!r}")
 
 
 # -- judging -----------------------------------------------------------------------------------
@@ -357,7 +374,7 @@ def judge(settings: Settings, records: Iterable[Record], kills: Sequence[Kill]) 
     confirmed = {(r.name, r.life) for r in records if r.word == "confirmed"}
     handlings: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.at):
-        if record.word == "handled":
+        if record.word in {"handled", LEFT}:
             handlings[record.name, record.life].append(record)
     verdict = Verdict()
     deaths = Counter(kill.role for kill in kills)
@@ -369,6 +386,7 @@ def judge(settings: Settings, records: Iterable[Record], kills: Sequence[Kill]) 
         "confirmed, never handled": _lost(confirmed, handlings, verdict),
         **_repeated(settings, handlings, records, kills, verdict),
         "again: sent again after kill -9 of its publisher": resent,
+        "taken by the supervisor at last": sum(record.word == LEFT for record in records),
         "publishers killed": deaths[PUBLISHER],
         "consumers killed": deaths[CONSUMER],
         "longest time without a handled message": f"{_longest_pause(handlings.values()):.2f} s",
@@ -471,15 +489,17 @@ def opened(url: str) -> Iterator[tuple[LoopThread, Transport]]:
 
 
 def left_in(url: str, queue: str) -> list[bytes]:
-    """Empty a queue and return the bodies.
+    """Empty a queue and return the bodies."""
+    return [delivery.body for delivery in _drained(url, queue)]
 
-    No transport can count. So one more message is sent; what comes before it was left.
-    """
+
+def _drained(url: str, queue: str) -> list[Delivery]:
+    # No transport can count. So one more message is sent; what comes before it was left.
     with opened(url) as (loop, transport):
         return loop.run(asyncio.wait_for(_until_sentinel(transport, queue), STALLED))
 
 
-async def _until_sentinel(transport: Transport, queue: str) -> list[bytes]:
+async def _until_sentinel(transport: Transport, queue: str) -> list[Delivery]:
     sentinel = secrets.token_bytes(16)
     came: asyncio.Queue[Delivery] = asyncio.Queue()
     sent: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
@@ -490,13 +510,13 @@ async def _until_sentinel(transport: Transport, queue: str) -> list[bytes]:
         raise error
     # One at a time: then they come in order.
     await transport.consume(queue, 1, came.put_nowait)
-    left: list[bytes] = []
+    left: list[Delivery] = []
     while True:
         delivery = await came.get()
         delivery.ack()
         if delivery.body == sentinel:
             return left
-        left.append(delivery.body)
+        left.append(delivery)
 
 
 def database_of(url: str) -> Path | None:

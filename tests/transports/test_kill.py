@@ -16,6 +16,7 @@ from tavrida.plugins.transports import Publication
 from tavrida.topology import Queue, Topology
 from tests.transports.stress import (
     CONSUMER,
+    LEFT,
     PUBLISHER,
     ROOT,
     Kill,
@@ -144,6 +145,16 @@ def test_a_message_sent_again_by_a_restarted_publisher_is_good() -> None:
     assert 1 == verdict.figures["again: sent again after kill -9 of its publisher"]
 
 
+def test_a_rest_that_a_kill_explains_is_good() -> None:
+    """What a killed publisher sent twice, and what a killed consumer held, until all had ended."""
+    sent_twice = Record(LEFT, "a", 1, False, 1, 6.0)
+    verdict = judge(SETTINGS, [*GOOD, sent_twice], [*KILLS, Kill(PUBLISHER, 0, 1, 1.5)])
+    assert [] == verdict.faults
+    assert 1 == verdict.figures["taken by the supervisor at last"]
+    held = Record(LEFT, "a", 0, True, 1, 6.0)
+    assert [] == judge(SETTINGS, [*GOOD, held], KILLS).faults
+
+
 @pytest.mark.parametrize(
     ("records", "fault"),
     [
@@ -165,6 +176,11 @@ def test_a_message_sent_again_by_a_restarted_publisher_is_good() -> None:
             [handled(n, p, 2.0 * p, redelivered=p > 100) for n in "abc" for p in (100, 200)],
             "3 messages given away again by pid 100, and 2 are explained",
         ),
+        (
+            [*GOOD, Record(LEFT, "b", 0, True, 1, 6.0)],
+            "b (life 0) was handled twice: by pid 200, which was never killed",
+        ),
+        ([*GOOD, Record(LEFT, "b", 1, False, 1, 6.0)], "1 messages sent again, and 0"),
         ([*GOOD, Record("rejected", "a", 0, False, 100, 3.0)], "a (life 0) was rejected by pid"),
         ([handled("a", 200, 2.0)], "1 of 2 messages were handled"),
     ],
