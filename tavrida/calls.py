@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import logging
 import math
@@ -203,17 +204,16 @@ class Caller:
     ) -> None:
         request.reply_to = queue
         request.is_awaited = True
-
-        def sent(error: Exception | None) -> None:
-            if error is not None:
-                self._finish(request.request_id, error)
-
         try:
             if self._wait_for(request, answer):
-                send(request, sent)
+                send(request, functools.partial(self._sent, request.request_id))
         except BaseException:
             self.forget(request)
             raise
+
+    def _sent(self, request_id: str, error: Exception | None) -> None:
+        if error is not None:
+            self._finish(request_id, error)
 
     def forget(self, request: Request) -> None:
         """Stop waiting: nobody wants the answer any more."""

@@ -271,18 +271,17 @@ class _Pipeline:
 
     def ending(self, message: Message) -> Done:
         """Return what ends a message, while that is ``awaited``; no more than once."""
+        return functools.partial(self._ended, message)
+
+    def _ended(self, message: Message, error: Exception | None) -> None:
         key, awaited = id(message), self.awaited
-
-        def ended(error: Exception | None) -> None:
-            if key not in awaited:
-                return
-            if error is not None and not isinstance(error, CancelledError):
-                self.failures.append((message, error))
-            awaited.discard(key)
-            if self._is_left:
-                self._end_if_done()
-
-        return ended
+        if key not in awaited:
+            return
+        if error is not None and not isinstance(error, CancelledError):
+            self.failures.append((message, error))
+        awaited.discard(key)
+        if self._is_left:
+            self._end_if_done()
 
     @property
     def is_over(self) -> bool:
@@ -445,16 +444,17 @@ class _Window:
     def _send(self, message: Message, address: Address, done: Done) -> None:
         self._unconfirmed += 1
 
-        def finished(error: Exception | None) -> None:
-            self._unconfirmed -= 1
-            done(error)
-            if self._kept:  # soon, not now: sending may finish at once, and so on
-                self._loop.loop.call_soon(self._go_on)
-
+        finished = functools.partial(self._finished, done)
         try:
             self._publisher.send(message, address, self._codec, finished)
         except Exception as error:
             finished(error)
+
+    def _finished(self, done: Done, error: Exception | None) -> None:
+        self._unconfirmed -= 1
+        done(error)
+        if self._kept:  # soon, not now: sending may finish at once, and so on
+            self._loop.loop.call_soon(self._go_on)
 
     def close(self) -> None:
         """Fail what was kept."""

@@ -16,8 +16,9 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from tavrida import exceptions, messages
 from tavrida.entry_point import MAX_LENGTH, EntryPoint
@@ -91,12 +92,11 @@ class ReadProperties(Protocol):
     app_id: str | None
 
 
-@dataclass(slots=True)
-class Properties:
+class Properties(msgspec.Struct, gc=False):
     """The properties of a message that is sent. ``expiration`` is in milliseconds."""
 
     content_type: str = ""
-    headers: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = msgspec.field(default_factory=dict)
     correlation_id: str = ""
     reply_to: str = ""
     message_id: str = ""
@@ -265,7 +265,7 @@ def decode(
     Raises:
         MalformedMessage: anything in it is not as the wire format says; names what and why.
     """
-    headers = dict(properties.headers or {})
+    headers = dict(properties.headers) if properties.headers else {}
     kind = properties.type or untyped
     cls = messages.INCOMING.get(kind)
     if cls is None:
@@ -283,33 +283,34 @@ def decode(
             f"accepted: {', '.join(sorted(codecs))}"
         )
     context, payload, is_enveloped = _split(_read(body, codec))
-    destination = _text(headers, "destination")
+    destination = request_id = ""
+    deadline = None
+    if headers:
+        destination = _text(headers, "destination")
+        request_id = _text(headers, "request_id")
+        deadline = _deadline(headers)
     if not destination and kind == messages.REQUEST:
         destination = routing_key
     source = _source(properties.app_id or "")
     if source is None and kind == messages.NOTIFICATION:
         source = _source(routing_key)
-    deadline = headers.pop("deadline", None)
-    if deadline is not None and (not isinstance(deadline, int) or isinstance(deadline, bool)):
-        raise exceptions.MalformedMessage(
-            f"header 'deadline' is {deadline!r}, not a number of milliseconds"
-        )
     correlation_id = properties.correlation_id or ""
+    # Without names, which would take as long again.
     return cls(
         payload,
         context,
-        correlation_id=correlation_id,
+        headers,
+        correlation_id,
         # Whoever answers without tavrida copies the correlation id only.
-        request_id=_text(headers, "request_id") or correlation_id,
-        message_id=properties.message_id or "",
-        source=source,
-        destination=_point(destination, "destination", complete=kind == messages.REQUEST),
-        reply_to=properties.reply_to or "",
-        deadline=None if deadline is None else deadline / 1000,
-        extra_headers=headers,
-        redelivered=redelivered,
-        content_type=codec.content_type,
-        is_enveloped=is_enveloped,
+        request_id or correlation_id,
+        properties.message_id or "",
+        source,
+        _point(destination, "destination", complete=kind == messages.REQUEST),
+        properties.reply_to or "",
+        deadline,
+        redelivered,
+        codec.content_type,
+        is_enveloped,
     )
 
 
@@ -326,20 +327,22 @@ def _read(body: bytes, codec: Codec) -> Any:
 
 def _split(data: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """Return context, payload and whether the body had the envelope."""
+    if isinstance(data, dict) and data.keys() == _ENVELOPE:
+        context, payload = data["context"], data["payload"]
+        if not _is_object(context):
+            raise _no_object("'context' in the body", context)
+        if not _is_object(payload):
+            raise _no_object("'payload' in the body", payload)
+        return {**payload, **context}, payload, True
     if not _is_object(data):
-        raise exceptions.MalformedMessage(
-            f"the body should be an object with names, not {type(data).__name__}"
-        )
-    if data.keys() != _ENVELOPE:
-        return {}, data, False
-    for part in ("context", "payload"):
-        value = data[part]
-        if not _is_object(value):
-            raise exceptions.MalformedMessage(
-                f"{part!r} in the body should be an object with names, not {type(value).__name__}"
-            )
-    payload = data["payload"]
-    return {**payload, **data["context"]}, payload, True
+        raise _no_object("the body", data)
+    return {}, data, False
+
+
+def _no_object(what: str, data: object) -> exceptions.MalformedMessage:
+    return exceptions.MalformedMessage(
+        f"{what} should be an object with names, not {type(data).__name__}"
+    )
 
 
 def _is_object(data: object) -> bool:
@@ -358,6 +361,17 @@ def _text(headers: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise exceptions.MalformedMessage(f"header {name!r} is {value!r}, not a string")
     return value
+
+
+def _deadline(headers: dict[str, Any]) -> float | None:
+    deadline = headers.pop("deadline", None)
+    if deadline is None:
+        return None
+    if not isinstance(deadline, int) or isinstance(deadline, bool):
+        raise exceptions.MalformedMessage(
+            f"header 'deadline' is {deadline!r}, not a number of milliseconds"
+        )
+    return deadline / 1000
 
 
 def _source(text: str) -> EntryPoint | None:

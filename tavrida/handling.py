@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
+
+import msgspec
 
 from tavrida import context, copies, envelope, exceptions, messages, middleware
 from tavrida.addresses import Address
@@ -87,68 +88,37 @@ class Processing(Protocol):
         """Call ``go_on`` once something can be published, ``give_up`` where that is no use."""
 
 
-class Handling:
+class Handling(msgspec.Struct, eq=False, weakref=True):
     """One delivery while it is handled, and the Sender of the proxy that its handler gets.
 
     What the handler sends may come from its thread; everything else happens on the loop.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_answer",
-        "_error",
-        "_has_ended",
-        "_is_answered_plainly",
-        "_is_finished",
-        "_is_redeclared",
-        "_may_retry",
-        "_outstanding",
-        "_placement",
-        "_processor",
-        "_router",
-        "_unconfirmed",
-        "_untaken",
-        "delivery",
-        "gates",
-        "handler",
-        "history",
-        "message",
-        "passed",
-    )
+    _processor: Processing
+    delivery: Delivery
+    message: IncomingMessage
+    handler: Handler | None
+    _placement: Placement | None
+    _router: Router
+    #: What became of the message before.
+    history: History = NEW
+    # Messages that the handler sent and the broker has not confirmed. Adding and discarding
+    # are atomic, so that the handler's thread and the loop need no lock.
+    _outstanding: set[str] = msgspec.field(default_factory=set)
+    _answer: Message | None = None
+    _error: BaseException | None = None
+    _unconfirmed: Exception | None = None
+    _untaken: str = ""
+    _has_ended: bool = False
+    _is_finished: bool = False
+    _is_answered_plainly: bool = False
+    _is_redeclared: bool = False
+    _may_retry: bool = True
+    #: What it has to go through before it begins, and how much of that it has behind it.
+    gates: tuple[Gate[Any], ...] = ()
+    passed: int = 0
 
-    def __init__(
-        self,
-        processor: Processing,
-        delivery: Delivery,
-        message: IncomingMessage,
-        handler: Handler | None,
-        placement: Placement | None,
-        router: Router,
-        history: History = NEW,
-    ) -> None:
-        self._processor = processor
-        self.delivery = delivery
-        self.message = message
-        self.handler = handler
-        self._placement = placement
-        self._router = router
-        #: What became of the message before.
-        self.history = history
-        # Messages that the handler sent and the broker has not confirmed. Adding and discarding
-        # are atomic, so that the handler's thread and the loop need no lock.
-        self._outstanding: set[str] = set()
-        self._answer: Message | None = None
-        self._error: BaseException | None = None
-        self._unconfirmed: Exception | None = None
-        self._untaken = ""
-        self._has_ended = False
-        self._is_finished = False
-        self._is_answered_plainly = False
-        self._is_redeclared = False
-        self._may_retry = True
-        #: What it has to go through before it begins, and how much of that it has behind it.
-        self.gates: tuple[Gate[Any], ...] = ()
-        self.passed = 0
+    __repr__ = object.__repr__  # what a message carries is not for logs
 
     # -- running
 
@@ -195,49 +165,48 @@ class Handling:
 
     async def run_async(self) -> None:
         """Run an ``async def`` handler, on the loop, as a task of its own."""
-        ended = None
-        try:
-            ended = await self._run_async()
-        finally:
-            if ended is None and self._placement is not None and self._placement.settling:
-                self._processor.run_in_thread(self._abandon)
-        if ended is not None:  # else the loop is going down
-            try:
-                self._processor.loop.last(functools.partial(self._ended, *ended))
-            finally:
-                self._processor.task_ended(self)
-
-    async def _run_async(self) -> tuple[object, BaseException | None] | None:
-        """Return how the handler ended; None where the server did not wait for that."""
         context.handled.set(self)
-        assert self._placement is not None
-        chain = self._placement.incoming
-        result, error = None, None
+        processor, placement = self._processor, self._placement
+        assert placement is not None
+        chain = placement.incoming
+        result, error, has_ended = None, None, False
         try:
-            message: Message = self._begin()
-            if chain:
-                message = await middleware.run_async(middleware.before(chain, message))
-            call = self._prepare(message)
-            if isinstance(call, Message):
-                result = call
-            else:
-                result = await self.handler.function(call[0], call[1], **call[2])  # type: ignore[union-attr]
-        except GeneratorExit:
-            raise  # The loop is gone and did not wait for the handler.
-        except BaseException as raised:
-            if self._processor.loop.is_stopping:
-                return None
-            error = raised  # also a CancelledError, of what it awaited or of its own making
+            try:
+                message: Message = self._begin()
+                if chain:
+                    message = await middleware.run_async(middleware.before(chain, message))
+                call = self._prepare(message)
+                if isinstance(call, Message):
+                    result = call
+                else:
+                    result = await self.handler.function(call[0], call[1], **call[2])  # type: ignore[union-attr]
+            except GeneratorExit:
+                raise  # The loop is gone and did not wait for the handler.
+            except BaseException as raised:
+                if processor.loop.is_stopping:
+                    return
+                error = raised  # also a CancelledError, of what it awaited or of its own making
+            has_ended = not chain or await self._run_after(chain, error)
+        finally:
+            if not has_ended and placement.settling:
+                processor.run_in_thread(self._abandon)
+        if has_ended:  # else the loop is going down
+            try:
+                processor.loop.last(self._ended, result, error)
+            finally:
+                processor.task_ended(self)
+
+    async def _run_after(self, chain: Sequence[Middleware], error: BaseException | None) -> bool:
+        """Tell middleware how the handler ended; return False where the loop is going down."""
         try:
-            if chain:
-                await middleware.run_async(middleware.after(chain, self.message, error))
+            await middleware.run_async(middleware.after(chain, self.message, error))
         except GeneratorExit:
             raise
         except BaseException:
             if self._processor.loop.is_stopping:
-                return None
+                return False
             LOG.exception("A middleware was cancelled after the handler had ended.")
-        return result, error
+        return True
 
     def _begin(self) -> IncomingMessage:
         """Return the message, with a deadline if somebody waits."""

@@ -138,8 +138,9 @@ class LoopThread:
         self._mailbox = Mailbox(self.loop, self.turn)
         # What asyncio's loops have ready to run; a private name of theirs, which may go.
         self._ready: Collection[object] = getattr(self.loop, "_ready", (None,))
-        self._at_end: list[Callable[[], object]] = []
+        self._at_end: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._is_in_turn = False
+        self._will_end = False
         self._is_stopped = False
         self._lock = threading.RLock()  # signal handlers, too, start what they send
         self._thread = _Thread(target=self._run, name=name, daemon=True)
@@ -244,42 +245,54 @@ class LoopThread:
                 "not wait for it"
             )
 
-    def turn(self, work: Callable[[], object]) -> None:
+    def turn(self, work: Callable[..., object], *args: Any) -> None:
         """Do some work whose end is worth to wait for with what it has to send; on the loop."""
         self._is_in_turn = True
         try:
-            work()
+            work(*args)
         finally:
             self._is_in_turn = False
             self.end_turn()
+            if self._ready:
+                # For what the work has begun: else its end would cost another turn of the loop.
+                self._end_soon()
 
-    def last(self, work: Callable[[], object]) -> None:
+    def last(self, work: Callable[..., object], *args: Any) -> None:
         """Do some work when all has run that the loop has ready now; on the loop.
 
         What many leave to be done last is done in a row, which a processor is quicker at, and what
         it sends leaves together. With nothing else ready it is done at once, as a turn of its own.
         """
         if self._ready or self._is_in_turn:
-            self.at_end(functools.partial(contextvars.copy_context().run, work))
+            self.at_end(contextvars.copy_context().run, work, *args)
         else:
-            self.turn(work)
+            self.turn(work, *args)
 
-    def at_end(self, callback: Callable[[], object]) -> None:
+    def at_end(self, callback: Callable[..., object], *args: Any) -> None:
         """Call back soon, when more of what runs now may be done; on the loop.
 
         That is at the end of the ``turn``, or when all has run that the loop has ready now.
         """
-        self._at_end.append(callback)
-        if not self._is_in_turn and len(self._at_end) == 1:
-            self.loop.call_soon(self.end_turn, context=contextvars.Context())
+        self._at_end.append((callback, args))
+        if not self._is_in_turn:
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        if not self._will_end:
+            self._will_end = True
+            self.loop.call_soon(self._end, context=contextvars.Context())
+
+    def _end(self) -> None:
+        self._will_end = False
+        self.end_turn()
 
     def end_turn(self) -> None:
         """Call back at once; on the loop."""
         while self._at_end:
             callbacks, self._at_end = self._at_end, []
-            for callback in callbacks:
+            for callback, args in callbacks:
                 try:
-                    callback()
+                    callback(*args)
                 except Exception:
                     LOG.exception("A callback failed: %r.", callback)
 

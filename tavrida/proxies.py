@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, Self
+
+import msgspec
 
 from tavrida import envelope, exceptions
 from tavrida.entry_point import EntryPoint
@@ -238,16 +239,15 @@ class AsyncCall(Unsent):
         return self.call().__await__()
 
 
-@dataclass(slots=True, eq=False)  # frozen would cost each delivery another microsecond
-class Origin:
+class Origin(msgspec.Struct, eq=False):
     """Where messages come from, and what they carry on from the message that set them off."""
 
     #: A Sender; that of an AsyncCall is an AsyncSender.
     sender: Any
     source: EntryPoint
     correlation_id: str = ""
-    context: Mapping[str, Any] = field(default_factory=dict)
-    headers: dict[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    headers: dict[str, Any] = msgspec.field(default_factory=dict)
     #: What the methods of proxies make when they are called.
     call_class: type[Any] = Call
 
@@ -325,7 +325,9 @@ class RPCProxy:
     def publish_as(self, method: str, /, **payload: Any) -> None:
         """Publish a notification with another method of the same service as its topic."""
         source = EntryPoint.parse(f"{self._origin.source.service}.{method}")
-        self._origin.sender.send(notification(replace(self._origin, source=source), payload))
+        self._origin.sender.send(
+            notification(msgspec.structs.replace(self._origin, source=source), payload)
+        )
 
 
 def notification(origin: Origin, payload: dict[str, Any]) -> Notification:

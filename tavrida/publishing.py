@@ -137,22 +137,7 @@ class Publisher:
         """Send what is encoded already; as ``send``. For room, it waits ``time_left`` at most."""
         is_on_loop = self._loop.is_current
         awaited, number = self._awaited, next(self._numbers)
-
-        def finished(error: Exception | None) -> None:
-            awaited.discard(number)
-            self._wake_one()
-            if error is None:
-                done(None)
-                return
-            may_pass = isinstance(error, exceptions.PublishTimeout) or (
-                isinstance(error, exceptions.PublishFailed) and error.is_passing
-            )
-            if keep is not None and may_pass:
-                again = functools.partial(self.send_raw, publication, done, keep=keep)
-                keep(again, functools.partial(done, error))
-            else:
-                done(error)
-
+        finished = functools.partial(self._finished, number, publication, done, keep)
         try:
             awaited.add(number)
             if is_on_loop:
@@ -166,6 +151,30 @@ class Publisher:
             awaited.discard(number)
             self._wake_one()
             raise
+
+    # No closure: each of its variables would be one more object, of hundreds of messages at a
+    # time, that the garbage collector follows.
+    def _finished(
+        self,
+        number: int,
+        publication: Publication,
+        done: Done,
+        keep: Keep | None,
+        error: Exception | None,
+    ) -> None:
+        self._awaited.discard(number)
+        self._wake_one()
+        if error is None:
+            done(None)
+            return
+        may_pass = isinstance(error, exceptions.PublishTimeout) or (
+            isinstance(error, exceptions.PublishFailed) and error.is_passing
+        )
+        if keep is not None and may_pass:
+            again = functools.partial(self.send_raw, publication, done, keep=keep)
+            keep(again, functools.partial(done, error))
+        else:
+            done(error)
 
     def _wait_for_room(self, number: int, time_left: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout

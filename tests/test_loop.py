@@ -358,6 +358,24 @@ def test_what_is_left_to_be_done_last_is_done_in_a_row(loop: LoopThread) -> None
     assert ["end of first", "end of second"] == noted[4:]
 
 
+def test_what_a_turn_begins_has_its_end_in_the_next_turn_of_the_loop(loop: LoopThread) -> None:
+    """Not in the one after that: each costs system calls, and all that waits for it time."""
+    noted: list[str] = []
+    done = threading.Event()
+
+    def handler() -> None:
+        loop.loop.call_soon(noted.append, "the turn after that")
+        loop.loop.call_soon(done.set)
+        loop.last(last)
+
+    def last() -> None:
+        loop.at_end(noted.append, "sent")
+
+    loop.submit(loop.loop.call_soon, handler)
+    assert done.wait(DEADLINE)
+    assert ["sent", "the turn after that"] == noted
+
+
 # -- what another thread does while the loop sleeps
 
 

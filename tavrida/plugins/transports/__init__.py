@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar, Protocol
 
+import msgspec
+
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties, ReadProperties
@@ -56,8 +58,7 @@ class Delivery(Protocol):
 OnDelivery = Callable[[Delivery], None]
 
 
-@dataclass(slots=True, eq=False)
-class Publication:
+class Publication(msgspec.Struct, eq=False, gc=False):
     """A message on its way to an exchange; the default exchange is ""."""
 
     exchange: str

@@ -23,7 +23,6 @@ from tavrida.plugins.transports.amqp.objections import (
 from tavrida.plugins.transports.amqp.wire import PlainWire
 from tavrida.topology import Exchange, Queue
 
-_INTEGERS = ("signedint", "unsignedint", "long", "short", "byte")
 _AMQP_VALUE = re.compile(r"the value '(.*?)' of type '(\w+)'")
 _INTEGERS = ("signedint", "unsignedint", "long", "short", "byte")
 _INEQUIVALENT = re.compile(

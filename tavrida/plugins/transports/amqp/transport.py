@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 import pika
 import pika.compat
 import pika.credentials
@@ -88,8 +89,7 @@ MAX_ALONE = 32_768
 REFUSAL_PAUSE = 1.0
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class AMQPDelivery:
+class AMQPDelivery(msgspec.Struct, eq=False, weakref=True):
     """A delivery. Its tags are those of its channel, and mean nothing on a later one."""
 
     body: bytes
@@ -134,8 +134,7 @@ def _route(publication: Publication) -> _Route:
     return publication.properties.message_id, publication.exchange, publication.routing_key
 
 
-@dataclass(slots=True, eq=False)
-class _Sending:
+class _Sending(msgspec.Struct, eq=False):
     """A publication that is not confirmed yet. ``deadline`` is in the loop's time."""
 
     publication: Publication
