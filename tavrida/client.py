@@ -29,6 +29,8 @@ from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import msgspec
+
 from tavrida import envelope, exceptions, outgoing, plugins, proxies
 from tavrida.addresses import Address, AddressBook
 from tavrida.calls import Caller, Waiting, forget_cancelled, watched
@@ -258,28 +260,34 @@ class AsyncRPCClient(_Client):
         await self.close()
 
 
+class _Ending(msgspec.Struct, eq=False):
+    """Ends the wait of a pipeline for a message; called with how that ended."""
+
+    pipeline: _Pipeline
+    message: Message
+
+    def __call__(self, error: Exception | None) -> None:
+        self.pipeline.ended(self, error)
+
+
 class _Pipeline:
     """Knows the confirms that a block of code waits for."""
 
     def __init__(self, end: Waiting[None] | Future[None]) -> None:
-        #: The ``id`` of each message whose confirm is awaited. There is no lock: a signal handler
-        #: may wait for a confirm in the midst of what its thread sends, or break that off.
-        self.awaited: set[int] = set()
+        #: What is awaited. There is no lock: a signal handler may wait for a confirm in the midst
+        #: of what its thread sends, or break that off.
+        self.awaited: set[_Ending] = set()
         self._end = end
         self._is_left = False
         self.failures: list[tuple[Message, Exception]] = []
 
-    def ending(self, message: Message) -> Done:
-        """Return what ends a message, while that is ``awaited``; no more than once."""
-        return functools.partial(self._ended, message)
-
-    def _ended(self, message: Message, error: Exception | None) -> None:
-        key, awaited = id(message), self.awaited
-        if key not in awaited:
+    def ended(self, ending: _Ending, error: Exception | None) -> None:
+        """End the wait for a message that is ``awaited``; no more than once."""
+        if ending not in self.awaited:
             return
         if error is not None and not isinstance(error, CancelledError):
-            self.failures.append((message, error))
-        awaited.discard(key)
+            self.failures.append((ending.message, error))
+        self.awaited.discard(ending)
         if self._is_left:
             self._end_if_done()
 
@@ -586,11 +594,10 @@ class _Sender(_Connector):
         if isinstance(message, Notification) and address.exchange not in link.exchanges:
             link.loop.run(link.declare(address.exchange, self._config.publish_timeout))
         if pipeline is not None:
-            done = pipeline.ending(message)
-            if telling is not None:
-                done = telling(done)
+            ending = _Ending(pipeline, message)
+            done: Done = ending if telling is None else telling(ending)
             try:
-                pipeline.awaited.add(id(message))
+                pipeline.awaited.add(ending)
                 link.publisher.send(message, address, self._serializers.default, done)
             except exceptions.TavridaError as error:
                 done(error)
@@ -731,11 +738,10 @@ class _AsyncSender(_Connector):
         pipeline = _open_pipeline()
         if pipeline is not None:
             begun: Future[None] = Future()
-            done = pipeline.ending(message)
-            if telling is not None:
-                done = telling(done)
+            ending = _Ending(pipeline, message)
+            done: Done = ending if telling is None else telling(ending)
             try:
-                pipeline.awaited.add(id(message))
+                pipeline.awaited.add(ending)
                 link.loop.submit(link.window.send, message, address, done, begun)
             except exceptions.TavridaError as error:
                 done(error)

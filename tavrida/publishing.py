@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
+
+import msgspec
 
 from tavrida import envelope, exceptions, middleware
 from tavrida.addresses import Address
@@ -27,6 +28,34 @@ Keep = Callable[[Callable[[], None], Callable[[], None]], None]
 OVERDRAFT = 10
 
 
+class _Awaited(msgspec.Struct, eq=False):
+    """A message whose confirm is awaited; the transport calls it with how that ended.
+
+    Not a closure: each variable of one is an object more, of hundreds of messages at a time, that
+    the garbage collector goes through again and again.
+    """
+
+    publisher: Publisher
+    publication: Publication
+    done: Done
+    keep: Keep | None
+
+    def __call__(self, error: Exception | None) -> None:
+        publisher, publication, done, keep = self.publisher, self.publication, self.done, self.keep
+        publisher.release(self)
+        if error is None:
+            done(None)
+            return
+        may_pass = isinstance(error, exceptions.PublishTimeout) or (
+            isinstance(error, exceptions.PublishFailed) and error.is_passing
+        )
+        if keep is not None and may_pass:
+            again = functools.partial(publisher.send_raw, publication, done, keep=keep)
+            keep(again, functools.partial(done, error))
+        else:
+            done(error)
+
+
 class Publisher:
     """Sends messages over one transport. Thread-safe.
 
@@ -39,11 +68,10 @@ class Publisher:
         self._loop = loop
         self._transport = transport
         self._config = transport.config
-        # The numbers of the messages whose confirm is awaited. A signal handler may send and wait
-        # in the midst of what its thread sends, or break that off: so the loop waits for no lock
-        # here, and what is broken off is taken out, whether or not it is on its way.
-        self._awaited: set[int] = set()
-        self._numbers = itertools.count()
+        # A signal handler may send and wait in the midst of what its thread sends, or break that
+        # off: so the loop waits for no lock here, and what is broken off is taken out, whether or
+        # not it is on its way.
+        self._awaited: set[_Awaited] = set()
         # Each thread that waits for room; and what wakes one of them whenever there may be some,
         # who wakes the next one: more than one at a time would only be taken out in vain.
         self._waiting: set[object] = set()
@@ -136,47 +164,26 @@ class Publisher:
     ) -> None:
         """Send what is encoded already; as ``send``. For room, it waits ``time_left`` at most."""
         is_on_loop = self._loop.is_current
-        awaited, number = self._awaited, next(self._numbers)
-        finished = functools.partial(self._finished, number, publication, done, keep)
+        awaited = _Awaited(self, publication, done, keep)
         try:
-            awaited.add(number)
+            self._awaited.add(awaited)
             if is_on_loop:
-                self._transport.publish(publication, finished)
+                self._transport.publish(publication, awaited)
                 return
-            if len(awaited) > self._config.max_unconfirmed and not self._loop.is_busy_here:
-                awaited.discard(number)
-                self._wait_for_room(number, time_left)
-            self._transport.submit(publication, finished)
+            if self.unconfirmed > self._config.max_unconfirmed and not self._loop.is_busy_here:
+                self._awaited.discard(awaited)
+                self._wait_for_room(awaited, time_left)
+            self._transport.submit(publication, awaited)
         except BaseException:
-            awaited.discard(number)
-            self._wake_one()
+            self.release(awaited)
             raise
 
-    # No closure: each of its variables would be one more object, of hundreds of messages at a
-    # time, that the garbage collector follows.
-    def _finished(
-        self,
-        number: int,
-        publication: Publication,
-        done: Done,
-        keep: Keep | None,
-        error: Exception | None,
-    ) -> None:
-        self._awaited.discard(number)
+    def release(self, awaited: _Awaited) -> None:
+        """Await a message no more, which makes room for another one. Thread-safe."""
+        self._awaited.discard(awaited)
         self._wake_one()
-        if error is None:
-            done(None)
-            return
-        may_pass = isinstance(error, exceptions.PublishTimeout) or (
-            isinstance(error, exceptions.PublishFailed) and error.is_passing
-        )
-        if keep is not None and may_pass:
-            again = functools.partial(self.send_raw, publication, done, keep=keep)
-            keep(again, functools.partial(done, error))
-        else:
-            done(error)
 
-    def _wait_for_room(self, number: int, time_left: float | None) -> None:
+    def _wait_for_room(self, awaited: _Awaited, time_left: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout
         if time_left is not None:  # a call ends by its own deadline
             timeout = min(timeout, time_left)
@@ -184,7 +191,7 @@ class Publisher:
         waiting = object()
         try:
             self._waiting.add(waiting)
-            while not self._took_room(number, limit):
+            while not self._took_room(awaited, limit):
                 self._room.get(timeout=max(0.0, deadline - time.monotonic()))
         except Empty:
             raise exceptions.PublishTimeout(
@@ -200,9 +207,9 @@ class Publisher:
         if self._waiting and self._room.empty():
             self._room.put(None)
 
-    def _took_room(self, number: int, limit: int) -> bool:
+    def _took_room(self, awaited: _Awaited, limit: int) -> bool:
         with self._lock:  # of several threads, one takes what is left
             has_room = len(self._awaited) < limit
             if has_room:
-                self._awaited.add(number)
+                self._awaited.add(awaited)
         return has_room
