@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tavrida.plugins.transports.amqp.tags import Tags
+from tavrida.plugins.transports.amqp.tags import GROUP, LATENESS, Tags
 
 #: What may be done with a delivery; None is nothing.
 FATES = st.sampled_from(["ack", "give_back", "reject", None])
@@ -24,6 +25,8 @@ class Broker:
         self.unsettled: list[int] = []
         self.fates: dict[int, str] = {}
         self.frames = 0
+        self.now = 0.0
+        self._timers: list[tuple[float, Callable[[], None]]] = []
         self._callbacks: list[Callable[[], None]] = []
 
     # -- the wire and its loop
@@ -38,6 +41,19 @@ class Broker:
     def end_turn(self) -> None:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
+            callback()
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None], *, context: Any) -> None:
+        self._timers.append((self.now + delay, callback))
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self._timers if timer[0] <= self.now]
+        self._timers = [timer for timer in self._timers if timer not in due]
+        for _, callback in due:
             callback()
 
     def acknowledge(self, channel: Any, tag: int, *, multiple: bool) -> None:
@@ -104,6 +120,66 @@ def test_what_is_acknowledged_in_order_leaves_as_one_frame() -> None:
     broker.end_turn()
     assert 1 == broker.frames
     assert [] == broker.unsettled
+
+
+def acknowledge(broker: Broker, tags: Any, *numbers: int) -> None:
+    """Take deliveries, and acknowledge them at the end of a turn."""
+    for tag in numbers:
+        broker.unsettled.append(tag)
+        tags.take(tag)
+        tags.acknowledge(tag)
+    broker.end_turn()
+
+
+def test_one_that_is_alone_leaves_at_once() -> None:
+    """Whoever gets a message now and then does not wait."""
+    broker, tags = bench()
+    tags.prefetch = 100
+    for tag in range(1, 4):
+        acknowledge(broker, tags, tag)
+        assert [] == broker.unsettled
+        broker.wait(2 * LATENESS)
+
+
+def test_those_of_turns_in_a_row_wait_for_each_other() -> None:
+    """Until there are enough of them; the first has left."""
+    broker, tags = bench()
+    tags.prefetch = 100
+    for tag in range(1, GROUP + 1):
+        acknowledge(broker, tags, tag)
+    assert 1 == broker.frames
+    acknowledge(broker, tags, GROUP + 1)
+    assert (2, []) == (broker.frames, broker.unsettled)
+
+
+def test_no_acknowledgement_waits_for_long() -> None:
+    """What comes meanwhile leaves with it, and the next one waits anew."""
+    broker, tags = bench()
+    tags.prefetch = 100
+    acknowledge(broker, tags, 1)
+    acknowledge(broker, tags, 2)
+    broker.wait(LATENESS / 2)
+    acknowledge(broker, tags, 3)
+    assert [2, 3] == broker.unsettled
+    broker.wait(LATENESS / 2)
+    assert (2, []) == (broker.frames, broker.unsettled)
+    acknowledge(broker, tags, 4)
+    assert [4] == broker.unsettled
+    broker.wait(LATENESS)
+    assert (3, []) == (broker.frames, broker.unsettled)
+
+
+@pytest.mark.parametrize(("prefetch", "held"), [(0, 0), (4, 0), (100, 94)])
+def test_nothing_waits_where_the_broker_would_have_to(prefetch: int, held: int) -> None:
+    """It hands over no more than the prefetch, of which slow handlers hold most."""
+    broker, tags = bench()
+    tags.prefetch = prefetch
+    for tag in range(1, held + 1):
+        broker.unsettled.append(tag)
+        tags.take(tag)
+    for tag in range(held + 1, held + 4):
+        acknowledge(broker, tags, tag)
+        assert held == len(broker.unsettled)
 
 
 def test_nothing_is_sent_over_a_channel_that_is_closed() -> None:

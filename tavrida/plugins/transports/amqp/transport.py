@@ -336,7 +336,13 @@ class AMQPTransport(ReconnectingTransport):
         if connection is not None and connection is self._connection:
             self._ready.clear()
             if connection.is_open:
-                connection.close()
+                self._part(connection)
+
+    def _part(self, connection: PlainWire) -> None:
+        """Close a connection; acknowledgements go before the goodbye."""
+        if self._consuming is not None:
+            self._consuming.tags.flush()
+        connection.close()
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self._is_blocked = True
@@ -559,6 +565,7 @@ class AMQPTransport(ReconnectingTransport):
         await channel.ask(channel.pika.basic_qos, prefetch_count=prefetch)
         if consumer not in self._consumers:
             return  # cancelled meanwhile: nobody would take what comes
+        channel.tags.prefetch = min(each.prefetch for each in self._consumers)
         receive = _receiver(channel, consumer.queue, consumer.on_delivery)
         await channel.consume(consumer.queue, self._tag_of(consumer), receive)
 
@@ -942,7 +949,7 @@ class AMQPTransport(ReconnectingTransport):
                 waiting.cancel()
         connection = self._connection
         if connection is not None and connection.is_open and self._lost is not None:
-            connection.close()
+            self._part(connection)
             await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT)
         await self._stop_keeping()
         self._fail_all(closed())
