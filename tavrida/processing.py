@@ -276,7 +276,7 @@ class Processor:
 
     def _new_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # In nobody's context: not in that of the handler whose end let this one begin.
-        return self.loop.loop.create_task(coroutine, context=contextvars.Context())
+        return asyncio.Task(coroutine, loop=self.loop.loop, context=contextvars.Context())
 
     def task_ended(self, handling: Handling) -> None:
         """Called as the last thing that the task of an ``async def`` handler does."""
