@@ -13,8 +13,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-import msgspec
-
 from tavrida import context, copies, envelope, exceptions, messages, middleware
 from tavrida.addresses import Address
 from tavrida.calls import Answer, Caller, Waiting, check_time, forget_cancelled
@@ -88,37 +86,68 @@ class Processing(Protocol):
         """Call ``go_on`` once something can be published, ``give_up`` where that is no use."""
 
 
-class Handling(msgspec.Struct, eq=False, weakref=True):
+class Handling:
     """One delivery while it is handled, and the Sender of the proxy that its handler gets.
 
     What the handler sends may come from its thread; everything else happens on the loop.
     """
 
-    _processor: Processing
-    delivery: Delivery
-    message: IncomingMessage
-    handler: Handler | None
-    _placement: Placement | None
-    _router: Router
-    #: What became of the message before.
-    history: History = NEW
-    # Messages that the handler sent and the broker has not confirmed. Adding and discarding
-    # are atomic, so that the handler's thread and the loop need no lock.
-    _outstanding: set[str] = msgspec.field(default_factory=set)
-    _answer: Message | None = None
-    _error: BaseException | None = None
-    _unconfirmed: Exception | None = None
-    _untaken: str = ""
-    _has_ended: bool = False
-    _is_finished: bool = False
-    _is_answered_plainly: bool = False
-    _is_redeclared: bool = False
-    _may_retry: bool = True
-    #: What it has to go through before it begins, and how much of that it has behind it.
-    gates: tuple[Gate[Any], ...] = ()
-    passed: int = 0
+    __slots__ = (
+        "__weakref__",
+        "_answer",
+        "_error",
+        "_has_ended",
+        "_is_answered_plainly",
+        "_is_finished",
+        "_is_redeclared",
+        "_may_retry",
+        "_outstanding",
+        "_placement",
+        "_processor",
+        "_router",
+        "_unconfirmed",
+        "_untaken",
+        "delivery",
+        "gates",
+        "handler",
+        "history",
+        "message",
+        "passed",
+    )
 
-    __repr__ = object.__repr__  # what a message carries is not for logs
+    def __init__(
+        self,
+        processor: Processing,
+        delivery: Delivery,
+        message: IncomingMessage,
+        handler: Handler | None,
+        placement: Placement | None,
+        router: Router,
+        history: History = NEW,
+    ) -> None:
+        self._processor = processor
+        self.delivery = delivery
+        self.message = message
+        self.handler = handler
+        self._placement = placement
+        self._router = router
+        #: What became of the message before.
+        self.history = history
+        # Messages that the handler sent and the broker has not confirmed. Adding and discarding
+        # are atomic, so that the handler's thread and the loop need no lock.
+        self._outstanding: set[str] = set()
+        self._answer: Message | None = None
+        self._error: BaseException | None = None
+        self._unconfirmed: Exception | None = None
+        self._untaken = ""
+        self._has_ended = False
+        self._is_finished = False
+        self._is_answered_plainly = False
+        self._is_redeclared = False
+        self._may_retry = True
+        #: What it has to go through before it begins, and how much of that it has behind it.
+        self.gates: tuple[Gate[Any], ...] = ()
+        self.passed = 0
 
     # -- running
 

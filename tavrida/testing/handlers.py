@@ -377,8 +377,8 @@ class _NoLoop(LoopThread):
     def is_current(self) -> bool:
         return self._is_current
 
-    def last(self, work: Callable[[], object]) -> None:
-        work()
+    def last(self, work: Callable[..., object], *args: Any) -> None:
+        work(*args)
 
     def submit(self, callback: Callable[..., object], *args: Any) -> None:
         callback(*args)
