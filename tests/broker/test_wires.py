@@ -17,6 +17,7 @@ from tavrida.plugins.transports.amqp.wire import FastWire, PlainWire, Wire
 from tavrida.service import ServiceController
 from tests.broker.conftest import QUEUE, Connect, Serve, next_of
 from tests.rabbitmq import Node
+from tests.transports.bench import Bench, numbered
 from tests.waiting import DEADLINE, eventually
 
 #: More than a frame of RabbitMQ holds, 128 kB.
@@ -125,6 +126,24 @@ def test_what_a_server_held_when_it_stopped_is_not_lost(
     assert Service.seen.empty()
     bodies = [next_of(channel, QUEUE)[2] for _ in range(4)]
     assert ["2", "3", "4", "5"] == sorted(body.decode()[-3] for body in bodies)
+
+
+def test_what_ends_in_the_turn_in_which_it_closes_is_acknowledged(amqp_url: str) -> None:
+    """Though others just left: those that would wait for more to come have no time for that."""
+    with Bench(amqp_url) as bench:
+        publisher, consumer = bench.connect(), bench.connect()
+        queue = publisher.queue()
+        inbox = consumer.consume(queue)
+        publisher.put(queue, *numbered(30))
+        first, second, *_ = inbox.take(30)
+
+        async def close() -> None:
+            first.ack()
+            bench.loop.at_end(second.ack)
+            await consumer.transport.close()
+
+        bench.run(close())
+        assert numbered(30)[2:] == bench.bodies_in(queue)
 
 
 def test_a_cut_connection_is_made_again(

@@ -340,6 +340,7 @@ class AMQPTransport(ReconnectingTransport):
 
     def _part(self, connection: PlainWire) -> None:
         """Close a connection; acknowledgements go before the goodbye."""
+        self.loop.end_turn()  # of handlers that just ended, too
         if self._consuming is not None:
             self._consuming.tags.flush()
         connection.close()
