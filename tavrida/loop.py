@@ -290,11 +290,16 @@ class LoopThread:
         """Call back at once; on the loop."""
         while self._at_end:
             callbacks, self._at_end = self._at_end, []
-            for callback, args in callbacks:
+            rest = iter(callbacks)
+            for callback, args in rest:
                 try:
                     callback(*args)
                 except Exception:
                     LOG.exception("A callback failed: %r.", callback)
+                except BaseException:  # it wants to end the program
+                    self._at_end[:0] = rest
+                    self._end_soon()  # the others are not to wait for more
+                    raise
 
     def start(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
         """Start a coroutine on the loop; the future ends with its result. Thread-safe."""

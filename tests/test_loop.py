@@ -316,6 +316,24 @@ def test_an_end_that_fails_is_logged_and_the_others_are_called(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_an_end_that_wants_to_end_the_program_keeps_nothing_from_the_others(
+    loop: LoopThread,
+) -> None:
+    """Such as what somebody has called when an answer comes: the connection still sends."""
+    noted: list[str] = []
+    done = threading.Event()
+
+    def work() -> None:
+        loop.at_end(noted.append, "before")
+        loop.at_end(sys.exit)
+        loop.at_end(noted.append, "behind")
+        loop.at_end(done.set)
+
+    loop.submit(work)
+    assert done.wait(DEADLINE)
+    assert ["before", "behind"] == noted
+
+
 def test_a_mailbox_of_a_closed_loop_takes_and_forgets() -> None:
     """Whoever waited there is gone."""
     loop = asyncio.new_event_loop()
