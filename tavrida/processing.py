@@ -275,7 +275,8 @@ class Processor:
         task.add_done_callback(self._tasks.discard)
 
     def _new_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # In nobody's context: not in that of the handler whose end let this one begin.
+        # In nobody's context: not in that of the handler whose end let this one begin. Not by the
+        # loop's create_task, whose checks and task factories a loop of ours does not need.
         return asyncio.Task(coroutine, loop=self.loop.loop, context=contextvars.Context())
 
     def task_ended(self, handling: Handling) -> None:

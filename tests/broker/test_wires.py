@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 from queue import SimpleQueue
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tavrida import dispatcher, exceptions
+from tavrida.plugins.transports import Delivery
 from tavrida.plugins.transports.amqp import transport
 from tavrida.plugins.transports.amqp.wire import FastWire, PlainWire, Wire
 from tavrida.service import ServiceController
@@ -40,11 +42,13 @@ class Service(ServiceController):
 
 
 @pytest.fixture(params=[FastWire, PlainWire], autouse=True)
-def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have connections made of either."""
+def wire(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[PlainWire]:
+    """Have connections made of either; return which."""
     monkeypatch.setattr(transport, "Wire", request.param)
     monkeypatch.setattr(Service, "seen", SimpleQueue())
     monkeypatch.setattr(Service, "gate", threading.Event())
+    used: type[PlainWire] = request.param
+    return used
 
 
 def test_the_fast_wire_is_used_with_the_pika_that_is_tested() -> None:
@@ -126,6 +130,38 @@ def test_what_a_server_held_when_it_stopped_is_not_lost(
     assert Service.seen.empty()
     bodies = [next_of(channel, QUEUE)[2] for _ in range(4)]
     assert ["2", "3", "4", "5"] == sorted(body.decode()[-3] for body in bodies)
+
+
+def test_acknowledgements_leave_together_where_the_prefetch_has_room(
+    amqp_url: str, wire: type[PlainWire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a turn of its own; with little room none waits, also after a reload."""
+    frames, acknowledge = list[int](), wire.acknowledge
+
+    def counted(self: PlainWire, channel: Any, tag: int, *, multiple: bool) -> None:
+        frames.append(tag)
+        acknowledge(self, channel, tag, multiple=multiple)
+
+    async def settle(deliveries: list[Delivery]) -> int:
+        frames.clear()
+        for delivery in deliveries:
+            delivery.ack()
+            await asyncio.sleep(0)
+        return len(frames)
+
+    monkeypatch.setattr(wire, "acknowledge", counted)
+    with Bench(amqp_url) as bench:
+        publisher, consumer = bench.connect(), bench.connect()
+        queue = publisher.queue()
+        inbox = consumer.consume(queue, prefetch=100)
+        publisher.put(queue, *numbered(60))
+        # A frame each if they did not wait; a machine that stalls between two has some more.
+        assert bench.run(settle(inbox.take(60))) < 30
+        consumer.change_prefetch(queue, 4)
+        publisher.put(queue, *numbered(4, 60))
+        assert 4 == bench.run(settle(inbox.take(4)))
+        consumer.close()
+        assert [] == bench.bodies_in(queue)
 
 
 def test_what_ends_in_the_turn_in_which_it_closes_is_acknowledged(amqp_url: str) -> None:
