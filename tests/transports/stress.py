@@ -449,7 +449,8 @@ def _repeated(
 
 
 def _longest_pause(handlings: Iterable[list[Record]]) -> float:
-    times = sorted(record.at for publication in handlings for record in publication)
+    records = itertools.chain.from_iterable(handlings)
+    times = sorted(record.at for record in records if record.word == "handled")
     return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
 
 
