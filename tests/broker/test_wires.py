@@ -164,6 +164,19 @@ def test_acknowledgements_leave_together_where_the_prefetch_has_room(
         assert [] == bench.bodies_in(queue)
 
 
+def test_the_tags_of_consumers_are_short(amqp_url: str, rabbitmq: Node, vhost: str) -> None:
+    """Each delivery has the tag of its consumer; also where the prefetch changed."""
+    with Bench(amqp_url) as bench:
+        consumer = bench.connect()
+        queue = consumer.queue()
+        consumer.consume(queue, 2)
+        consumer.reply_queue()
+        consumer.change_prefetch(queue, 3)
+        columns = ("--no-table-headers", "consumer_tag")
+        tags = rabbitmq.ctl("list_consumers", "-p", vhost, *columns).split()
+        assert ["2", "3"] == sorted(tags)
+
+
 def test_what_ends_in_the_turn_in_which_it_closes_is_acknowledged(amqp_url: str) -> None:
     """Though others just left: those that would wait for more to come have no time for that."""
     with Bench(amqp_url) as bench:

@@ -44,6 +44,8 @@ class AwaitableChannel:
         self._on_closed = on_closed
         #: That somebody waited for an answer here when it closed, and was told why.
         self.has_told = False
+        #: The queue of each consumer, by its tag.
+        self.queues: dict[str, str] = {}
         self._receivers: dict[str, Receive] = {}
         # What a read brought, handed over when all of it is there. A processor is quicker at the
         # same step for many messages than at all steps for one after the other.
@@ -101,6 +103,7 @@ class AwaitableChannel:
         """Have the messages of a queue delivered."""
         if not self._receivers:
             self._wire.watch(self.pika, self._delivered, None)
+        self.queues[consumer_tag] = queue
         self._receivers[consumer_tag] = receive
         await self.ask(
             self.pika.basic_consume,
@@ -135,7 +138,9 @@ class AwaitableChannel:
                 elif self.pika.is_open:
                     self.pika.basic_nack(tag, requeue=True)
             except Exception:  # ours: the others are not to suffer from it
-                LOG.exception("A delivery of consumer %s cannot be taken.", consumer_tag)
+                LOG.exception(
+                    "A delivery of queue %s cannot be taken.", self.queues.get(consumer_tag)
+                )
 
     def _delivered_by_pika(
         self, channel: Channel, method: Basic.Deliver, properties: BasicProperties, body: bytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import secrets
@@ -154,8 +155,7 @@ class _Consumer:
     queue: str
     prefetch: int
     on_delivery: OnDelivery
-    #: How often its prefetch was changed.
-    generation: int = 0
+    tag: str
 
 
 class AMQPTransport(ReconnectingTransport):
@@ -176,6 +176,7 @@ class AMQPTransport(ReconnectingTransport):
         self._is_blocked = False
         self._topologies: dict[Topology, None] = {}
         self._consumers: list[_Consumer] = []
+        self._consumer_tags = itertools.count(1)
         self._consuming: AwaitableChannel | None = None
         self._getting: AwaitableChannel | None = None
         # By queue: what was taken by `get`, while somebody else keeps it.
@@ -550,7 +551,7 @@ class AMQPTransport(ReconnectingTransport):
     # -- consuming
 
     async def consume(self, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
-        consumer = _Consumer(queue, prefetch, on_delivery)
+        consumer = _Consumer(queue, prefetch, on_delivery, self._new_tag())
         self._consumers.append(consumer)
         try:
             await self._apply(lambda: self._start_consumer(consumer))
@@ -568,17 +569,16 @@ class AMQPTransport(ReconnectingTransport):
             return  # cancelled meanwhile: nobody would take what comes
         channel.tags.prefetch = min(each.prefetch for each in self._consumers)
         receive = _receiver(channel, consumer.queue, consumer.on_delivery)
-        await channel.consume(consumer.queue, self._tag_of(consumer), receive)
+        await channel.consume(consumer.queue, consumer.tag, receive)
 
-    def _tag_of(self, consumer: _Consumer) -> str:
-        """Return the name of a consumer, which an operator sees."""
-        generation = f" {consumer.generation}" if consumer.generation else ""
-        return f"{self.name[:100]}{generation} {consumer.queue}"[:255]
+    def _new_tag(self) -> str:
+        """Return a name for a consumer. It is short, because each delivery has it."""
+        return str(next(self._consumer_tags))
 
     async def change_prefetch(self, queue: str, prefetch: int) -> None:
         for number, old in enumerate(self._consumers):
             if old.queue == queue and old.prefetch != prefetch:
-                new = replace(old, prefetch=prefetch, generation=old.generation + 1)
+                new = replace(old, prefetch=prefetch, tag=self._new_tag())
                 self._consumers[number] = new
                 await self._apply(functools.partial(self._succeed, old, new))
 
@@ -587,7 +587,7 @@ class AMQPTransport(ReconnectingTransport):
         assert self._consuming is not None
         channel = self._consuming
         await self._start_consumer(new)
-        await channel.hand_on(self._tag_of(old))
+        await channel.hand_on(old.tag)
 
     async def reply_queue(self, on_delivery: OnDelivery) -> str:
         await self._ready.wait()
@@ -599,7 +599,7 @@ class AMQPTransport(ReconnectingTransport):
         receive = _receiver(channel, name, on_delivery, is_settled=True)
         try:
             await channel.ask(channel.pika.queue_declare, name, exclusive=True)
-            await channel.consume(name, name, receive, auto_ack=True)
+            await channel.consume(name, self._new_tag(), receive, auto_ack=True)
         except pika.exceptions.AMQPError as error:
             why = refused(error, "cannot make a queue for answers")
             raise exceptions.ConnectionFailed(str(why), is_denied=why.is_denied) from error
@@ -613,13 +613,13 @@ class AMQPTransport(ReconnectingTransport):
         # No channel, no consumers; and closing ends those that the broker does not answer for.
         with contextlib.suppress(pika.exceptions.AMQPError, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await asyncio.gather(*(channel.cancel(self._tag_of(c)) for c in consumers))
+                await asyncio.gather(*(channel.cancel(c.tag) for c in consumers))
 
     def _on_cancelled(self, frame: Any) -> None:
+        assert self._consuming is not None
+        queue = self._consuming.queues.get(frame.method.consumer_tag)
         LOG.warning(
-            "%s: the broker cancelled consumer %r; was its queue deleted?",
-            self.name,
-            frame.method.consumer_tag,
+            "%s: the broker cancelled the consumer of queue %r; was it deleted?", self.name, queue
         )
         self._drop(self._connection)
 
