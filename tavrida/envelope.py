@@ -176,7 +176,8 @@ def encode(
     if headers:
         check_headers(headers)
     # Not what the reader assumes anyway: brokers look into every header of every message.
-    if message.request_id != message.correlation_id:
+    correlation_id = message.correlation_id
+    if message.request_id != correlation_id:
         headers["request_id"] = message.request_id
     is_awaited = isinstance(message, Request) and message.is_awaited
     if message.destination is not None:
@@ -189,10 +190,13 @@ def encode(
         # Milliseconds: pika cannot write the floats of AMQP's field tables. No expiration: the
         # broker would move what expired to the dead letters, where nobody needs it.
         headers["deadline"] = int(1000 * message.deadline)
+    # Calls have it in any case: whoever answers without tavrida copies it.
+    if correlation_id == message.message_id and not message.reply_to:
+        correlation_id = ""
     properties = Properties(
         codec.content_type,
         headers,
-        message.correlation_id,
+        correlation_id,
         message.reply_to,
         message.message_id,
         message.message_type,
@@ -294,7 +298,7 @@ def decode(
     source = _source(properties.app_id or "")
     if source is None and kind == messages.NOTIFICATION:
         source = _source(routing_key)
-    correlation_id = properties.correlation_id or ""
+    correlation_id = properties.correlation_id or own_chain(properties)
     # Without names, which would take as long again.
     return cls(
         payload,
@@ -312,6 +316,14 @@ def decode(
         codec.content_type,
         is_enveloped,
     )
+
+
+def own_chain(properties: ReadProperties) -> str:
+    """Return what names the chain of a message without a correlation id: it began it.
+
+    Nothing where an answer is expected, which has the correlation id of its request, or none.
+    """
+    return "" if properties.reply_to else properties.message_id or ""
 
 
 def _read(body: bytes, codec: Codec) -> Any:

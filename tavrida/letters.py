@@ -270,7 +270,10 @@ def returned(delivery: Delivery, letter: Letter, how: Return) -> Publication:
         # A call would be answered to nobody if it failed again, and be lost. A cast comes back.
         headers.pop("deadline", None)
         reply_to = ""
-    message_id = original.message_id or envelope.new_id()
+    correlation_id, message_id = original.correlation_id or "", original.message_id
+    if how.is_renewed:
+        # The old one may name the chain.
+        correlation_id, message_id = correlation_id or envelope.own_chain(original), None
     return Publication(
         exchange,
         routing_key,
@@ -278,9 +281,9 @@ def returned(delivery: Delivery, letter: Letter, how: Return) -> Publication:
         Properties(
             original.content_type or "",
             headers,
-            original.correlation_id or "",
+            correlation_id,
             reply_to,
-            envelope.new_id() if how.is_renewed else message_id,
+            message_id or envelope.new_id(),
             original.type or "",
             original.app_id or "",
             int(time.time()),

@@ -360,7 +360,7 @@ def _unreadable(delivery: Delivery) -> IncomingMessage:
     told = (properties.headers or {}).get("request_id")
     request_id = told if isinstance(told, str) else ""
     is_request = (properties.type or messages.REQUEST) not in messages.KINDS[1:]
-    correlation_id = properties.correlation_id or ""
+    correlation_id = properties.correlation_id or envelope.own_chain(properties)
     return IncomingRequest(
         correlation_id=correlation_id,
         request_id=request_id or correlation_id,

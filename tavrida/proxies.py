@@ -77,14 +77,15 @@ class Unsent:
         reply_to: str = "",
     ) -> Request:
         origin = self._origin
-        request_id = envelope.new_id()
+        chain = correlation_id or origin.correlation_id
+        message_id = envelope.new_id()
         return Request(
             dict(self._payload),
             {**origin.context, **(context or {}), **self._payload},
             dict(origin.headers),
-            correlation_id or origin.correlation_id or request_id,
-            request_id,
-            envelope.new_id(),
+            chain or message_id,
+            envelope.new_id() if chain else message_id,
+            message_id,
             EntryPoint.parse_source(source) if source else origin.source,
             self._destination,
             reply_to,
@@ -341,13 +342,14 @@ def notification(origin: Origin, payload: dict[str, Any]) -> Notification:
             f"source {str(origin.source)!r} names no method, so it is no topic: publish with a "
             "source such as 'test_hello.hello'"
         )
-    request_id = envelope.new_id()
+    chain = origin.correlation_id
+    message_id = envelope.new_id()
     return Notification(
         payload,
         {**origin.context, **payload},
         dict(origin.headers),
-        origin.correlation_id or request_id,
-        request_id,
-        envelope.new_id(),
+        chain or message_id,
+        envelope.new_id() if chain else message_id,
+        message_id,
         origin.source,
     )

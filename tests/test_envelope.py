@@ -111,6 +111,7 @@ def request(payload: dict[str, Any] | None = None, **fields: Any) -> Message:
     payload=BODIES,
     context=BODIES,
     headers=HEADERS,
+    message_id=st.sampled_from(["the-one", "the-chain"]),
     points=st.tuples(POINTS, POINTS),
     reply_to=st.text(st.characters(codec="ascii"), max_size=255),
     deadline=st.none() | st.integers(1, 2**42),
@@ -121,6 +122,7 @@ def test_what_is_sent_arrives(
     payload: dict[str, Any],
     context: dict[str, Any],
     headers: dict[str, Any],
+    message_id: str,
     points: tuple[EntryPoint, EntryPoint],
     reply_to: str,
     deadline: int | None,
@@ -132,7 +134,7 @@ def test_what_is_sent_arrives(
         headers,
         "the-chain",
         "the-pair",
-        "the-one",
+        message_id,
         points[0],
         points[1],
         reply_to,
@@ -213,6 +215,15 @@ def test_absent_properties_read_as_nothing() -> None:
         message.message_id,
         message.reply_to,
     )
+
+
+@pytest.mark.parametrize("kind", ["request", "notification"])
+def test_the_message_id_stands_for_an_absent_correlation_id(kind: str) -> None:
+    """Not where somebody waits for an answer, who would take it for that of another call."""
+    message = decode(type=kind, message_id="m", routing_key="a.b")
+    assert ("m", "m", "m") == (message.correlation_id, message.request_id, message.message_id)
+    message = decode(type=kind, message_id="m", routing_key="a.b", reply_to="q")
+    assert ("", "", "m") == (message.correlation_id, message.request_id, message.message_id)
 
 
 def test_notification_without_a_source_comes_from_its_routing_key() -> None:
@@ -419,10 +430,18 @@ def test_header_of_a_message_cannot_replace_a_built_in_one() -> None:
 
 
 def test_what_the_reader_assumes_anyway_is_not_written() -> None:
-    """A missing request id is the correlation id."""
+    """A missing request id is the correlation id, and that the message id where nobody answers."""
     first, later = request(request_id="c"), request()
     assert [None, "r"] == [
         envelope.encode(m, JSON)[0].headers.get("request_id") for m in (first, later)
+    ]
+    beginning, inherited, call = (
+        request(correlation_id="m"),
+        request(),
+        request(correlation_id="m", reply_to="q"),
+    )
+    assert ["", "c", "m"] == [
+        envelope.encode(m, JSON)[0].correlation_id for m in (beginning, inherited, call)
     ]
     answer = messages.Response(correlation_id="c", request_id="c", destination=EntryPoint("asker"))
     assert {"destination": "asker"} == envelope.encode(answer, JSON)[0].headers

@@ -97,9 +97,15 @@ def test_arguments_of_a_cast_win_over_the_chain(proxy: RPCProxy, recorder: Recor
 
 
 def test_first_message_of_a_chain_names_the_chain(recorder: Recorder) -> None:
-    """Its request id is the correlation id of all that follows."""
-    RPCProxy(Origin(recorder, EntryPoint("cron"))).stock.take().cast()
-    assert recorder.only.request_id == recorder.only.correlation_id
+    """Its message id is the correlation id of all that follows."""
+    unchained = RPCProxy(Origin(recorder, EntryPoint("cron", "tick")))
+    unchained.stock.take().cast()
+    unchained.stock.take().call()
+    unchained.publish()
+    firsts = [*recorder.sent, recorder.asked[0][1]]
+    assert 3 == len({each.message_id for each in firsts})
+    for each in firsts:
+        assert each.message_id == each.request_id == each.correlation_id
 
 
 def test_each_sending_is_a_message_of_its_own(proxy: RPCProxy, recorder: Recorder) -> None:

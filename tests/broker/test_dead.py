@@ -445,6 +445,19 @@ def test_what_goes_back_may_get_a_new_message_id(connection: Connection, tavrida
     assert "same" not in ids
 
 
+def test_with_a_new_message_id_it_stays_in_its_chain(
+    connection: Connection, tavrida: Tavrida
+) -> None:
+    """Which the old one named, where there is no correlation id and nobody to answer."""
+    graves = Graves(connection)
+    graves.add(b"1", message_id="first")
+    graves.add(b"2", message_id="second", correlation_id="chain")
+    graves.add(b"3", message_id="third", reply_to="here")
+    assert 0 == tavrida("dead", "requeue", "--all", "--new-id", "--queue", graves.dead).code
+    chains = {each.body: each.properties.correlation_id or "" for each in graves.returned()}
+    assert {b"1": "first", b"2": "chain", b"3": ""} == chains
+
+
 def test_what_another_operator_looks_at_is_not_seen(
     bench: Bench, connection: Connection, tavrida: Tavrida, kind: str
 ) -> None:
