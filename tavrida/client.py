@@ -33,7 +33,7 @@ import msgspec
 
 from tavrida import envelope, exceptions, outgoing, plugins, proxies
 from tavrida.addresses import Address, AddressBook
-from tavrida.calls import Caller, Waiting, forget_cancelled, watched
+from tavrida.calls import Caller, forget_cancelled, watched
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
@@ -45,6 +45,7 @@ from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Done, Events, Transport
 from tavrida.publishing import Publisher
 from tavrida.topology import Exchange, Topology
+from tavrida.waiting import Waiting
 
 Result = TypeVar("Result")
 
@@ -260,7 +261,7 @@ class AsyncRPCClient(_Client):
         await self.close()
 
 
-class _Ending(msgspec.Struct, eq=False):
+class _Ending(msgspec.Struct, eq=False, gc=False):
     """Ends the wait of a pipeline for a message; called with how that ended."""
 
     pipeline: _Pipeline
@@ -367,6 +368,22 @@ class _Link:
     def is_open(self) -> bool:
         """True once it was connected."""
         return self._was_opened or (self.opened.done() and self.opened.exception() is None)
+
+    def wait(
+        self,
+        end: Waiting[Result],
+        message: Message,
+        read: Callable[[Waiting[Result], float], None],
+    ) -> Result:
+        """Wait for the end of a message that this thread has sent; return its result.
+
+        ``read`` is how the transport reads in this thread; without middleware only, which would
+        run here then, instead of on the loop.
+        """
+        if self.publisher.has_only(message) and self.caller.has_only(message):
+            left = message.time_left
+            read(end, self.transport.config.publish_timeout if left is None else left)
+        return end.result()
 
     def not_connected(self, seconds: float) -> exceptions.ConnectionFailed:
         """Return the error of a message that waited so long for the first connection."""
@@ -608,9 +625,11 @@ class _Sender(_Connector):
         confirmed: Waiting[None] = Waiting()
         end: Done = functools.partial(_confirm, confirmed)
         if telling is not None:
-            end = telling(end)
-        link.publisher.send(message, address, self._serializers.default, end)
-        confirmed.result()
+            link.publisher.send(message, address, self._serializers.default, telling(end))
+            confirmed.result()
+        else:
+            link.publisher.send(message, address, self._serializers.default, end)
+            link.wait(confirmed, message, link.transport.read_confirm)
 
     def _wait_until_open(self, link: _Link) -> None:
         timeout = self._config.publish_timeout
@@ -631,8 +650,8 @@ class _Sender(_Connector):
         if self._outgoing is not None:
             return self.ask(request, timeout).result()
         answer: Waiting[IncomingResponse] = Waiting()
-        self._ask(request, timeout, answer)
-        return answer.result()
+        link = self._ask(request, timeout, answer)
+        return link.wait(answer, request, link.transport.read_answer)
 
     wait = call
 
@@ -653,7 +672,7 @@ class _Sender(_Connector):
         request: Request,
         timeout: float | None,
         answer: Waiting[IncomingResponse] | Future[IncomingResponse],
-    ) -> None:
+    ) -> _Link:
         link = self._begin()
         address = self._address_of(request)
         if isinstance(answer, Future):
@@ -665,6 +684,7 @@ class _Sender(_Connector):
 
         through = send if self._outgoing is None else self._outgoing.through(send)
         link.caller.ask(request, timeout, None, through, answer)
+        return link
 
 
 class _Distant(Generic[Result]):

@@ -40,6 +40,7 @@ ROOMS = [
     "logs",
     "topology",
     "proxies",
+    "waiting",
     "loop",
     "workers",
     "plugins",

@@ -11,7 +11,7 @@ import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -20,6 +20,7 @@ from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.topology import Binding, Exchange, Queue, Topology
+from tavrida.waiting import Waiting
 
 #: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
 MAX_PROPERTIES = 120_000
@@ -284,6 +285,16 @@ class Transport(abc.ABC):
             ConnectionFailed: the loop was stopped.
         """
         self.loop.submit(self.publish, publication, done)
+
+    def read_confirm(self, end: Waiting[None], seconds: float) -> None:  # noqa: B027 - may not pay
+        """Read in this thread, which waits for a confirm, instead of on the loop; return any time.
+
+        It is called where nothing else of this connection is awaited, with what ends then, and is
+        to take no longer than ``seconds``. A transport may save its loop waking this thread.
+        """
+
+    def read_answer(self, end: Waiting[Any], seconds: float) -> None:  # noqa: B027 - may not pay
+        """Read in this thread, which waits for an answer; as ``read_confirm``."""
 
     @abc.abstractmethod
     async def close(self) -> None:

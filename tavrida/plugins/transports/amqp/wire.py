@@ -15,6 +15,7 @@ This goes below pika's public API. It is used with the versions that it was test
 from __future__ import annotations
 
 import contextlib
+import socket
 from typing import Any
 
 import pika.exceptions
@@ -85,6 +86,24 @@ class PlainWire(AsyncioConnection):
         """Acknowledge a delivery, or all up to it, of a channel that is open."""
         channel.basic_ack(tag, multiple)
 
+    def mute(self) -> int:
+        """Have the loop not read until ``unmute``; return the socket, for who is to ``read``.
+
+        -1 where nobody but the loop can. In any thread that has the loop's turn.
+        """
+        return -1
+
+    def unmute(self) -> None:
+        """Have the loop read again, if it was muted. In any thread that has the loop's turn."""
+
+    def expect(self, least: int) -> None:
+        """Have the operating system wake who waits for a muted socket for so many bytes only."""
+        raise NotImplementedError
+
+    def read(self) -> None:
+        """Read what is there, and hand it on. In any thread that has the loop's turn."""
+        raise NotImplementedError
+
     def watch(
         self, channel: Channel, delivered: Delivered | None, confirmed: Confirmed | None
     ) -> None:
@@ -106,6 +125,9 @@ class FastWire(PlainWire):
         self._size = 0
         self._reader = frames.Reader(self._read_cold)
         self._is_open_for_messages = False
+        #: The socket, while the loop does not read it.
+        self._muted = -1
+        self._least = 1
         super().__init__(loop, **kwargs)
 
     # -- out
@@ -117,10 +139,14 @@ class FastWire(PlainWire):
 
     @property
     def is_idle(self) -> bool:
+        return not self._written and self._has_sent_all
+
+    @property
+    def _has_sent_all(self) -> bool:
+        """True while the connection is open, and its socket took all that was written."""
         transport: Any = self._transport
         return (
-            not self._written
-            and isinstance(transport, _AsyncPlaintextTransport)
+            isinstance(transport, _AsyncPlaintextTransport)
             and transport._state == transport._STATE_ACTIVE
             and not transport._tx_buffers
         )
@@ -185,10 +211,34 @@ class FastWire(PlainWire):
     def _proto_connection_made(self, transport: Any) -> None:
         super()._proto_connection_made(transport)
         if isinstance(transport, _AsyncPlaintextTransport):
-            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read)
+            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self.read)
 
-    def _read(self) -> None:
-        """Read once; pika's own reader asks again until there is nothing."""
+    def mute(self) -> int:
+        if not (self.is_idle and self._is_open_for_messages and self.loop.can_mute):
+            return -1
+        transport: Any = self._transport
+        self._muted = transport._sock.fileno()
+        self.loop.mute(self._muted)
+        return self._muted
+
+    def expect(self, least: int) -> None:
+        self._least = least
+        transport: Any = self._transport
+        sock = transport and transport._sock
+        if sock is not None:
+            with contextlib.suppress(OSError):  # the loop is just closing it
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+
+    def unmute(self) -> None:
+        if self._least > 1:
+            self.expect(1)
+        # Where the socket has to be written to, the loop watches it anew, for reading too.
+        if self._muted >= 0 and self._has_sent_all:
+            self.loop.unmute(self._muted)
+        self._muted = -1
+
+    def read(self) -> None:
+        # Once; pika's own reader asks again until there is nothing.
         transport: Any = self._transport
         sock = transport and transport._sock
         if sock is None:
@@ -198,6 +248,8 @@ class FastWire(PlainWire):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
+            if error.errno is None:
+                raise  # of a signal handler, not of the socket
             transport._initiate_abort(error)
             return
         if not data:
@@ -206,6 +258,8 @@ class FastWire(PlainWire):
         try:
             self._on_data_available(data)
         except Exception as error:
+            if not (self.loop.is_current or isinstance(error, pika.exceptions.AMQPError)):
+                raise  # it may be a signal handler's
             transport._initiate_abort(error)
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -221,6 +275,8 @@ class FastWire(PlainWire):
                 self._reader.feed(rest)
 
     def _read_cold(self, data: bytes) -> None:
+        if not self.loop.is_current:
+            self.loop.wake()  # pika may set a timer, which the loop does not see
         _, frame = pika.frame.decode_frame(data)
         if frame is not None:
             self._process_frame(frame)

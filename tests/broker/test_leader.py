@@ -1,0 +1,273 @@
+# SPDX-FileCopyrightText: The tavrida authors
+# SPDX-License-Identifier: Apache-2.0
+"""Who waits for a message that is alone on its connection reads the answer in its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tavrida import dispatcher, exceptions
+from tavrida.client import RPCClient
+from tavrida.plugins.transports.amqp.leader import LEASE, Leader
+from tavrida.plugins.transports.amqp.transport import AMQPTransport
+from tavrida.plugins.transports.amqp.wire import FastWire
+from tavrida.service import ServiceController
+from tests.broker.conftest import Connect, Serve
+from tests.waiting import DEADLINE, eventually
+
+pytestmark = pytest.mark.usefixtures("amqp_url")
+
+
+@dispatcher.rpc_service("svc")
+class Service(ServiceController):
+    #: What ``held`` waits for; a test that calls it begins with one of its own.
+    gate: threading.Event
+
+    @dispatcher.rpc_method("svc", "echo")
+    async def echo(self, request: Any, proxy: Any, n: int) -> dict[str, Any]:
+        return {"n": n}
+
+    @dispatcher.rpc_method("svc", "held")
+    async def held(self, request: Any, proxy: Any, n: int) -> dict[str, Any]:
+        await asyncio.to_thread(self.gate.wait, DEADLINE)
+        return {"n": n}
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Set it, and the handler that waits goes on."""
+    gate = threading.Event()
+    monkeypatch.setattr(Service, "gate", gate, raising=False)
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def client(serve: Serve, connect: Connect, gate: threading.Event) -> RPCClient:
+    """One that has made its first call, of which the loop has nothing more to do."""
+    serve(Service)
+    client = connect("svc")
+    assert 0 == echo(client, 0)
+    return client
+
+
+def echo(client: RPCClient, n: int) -> int:
+    return int(client.svc.echo(n=n).call(timeout=DEADLINE)["n"])
+
+
+def transport_of(client: RPCClient) -> AMQPTransport:
+    link = client._sender._link
+    assert link is not None
+    assert isinstance(link.transport, AMQPTransport)
+    return link.transport
+
+
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that read anything, each time that they do."""
+    threads: list[threading.Thread] = []
+    read = FastWire.read
+
+    def note(self: FastWire) -> None:
+        threads.append(threading.current_thread())
+        read(self)
+
+    monkeypatch.setattr(FastWire, "read", note)
+    return threads
+
+
+#: Makes a call that is held, whose caller reads itself; another thread acts when it does.
+Leading = Callable[[Callable[[], object]], int]
+
+
+@pytest.fixture
+def leading(client: RPCClient, gate: threading.Event, monkeypatch: pytest.MonkeyPatch) -> Leading:
+    begun = threading.Event()
+    go_on = Leader._go_on
+
+    def note(self: Leader, *args: Any) -> None:
+        begun.set()
+        go_on(self, *args)
+
+    def lead(act: Callable[[], object]) -> int:
+        def run() -> None:
+            if begun.wait(0.5):
+                act()
+            else:  # the loop had something to do just then
+                gate.set()
+
+        while True:
+            gate.clear()
+            with ThreadPoolExecutor(1) as threads:
+                acting = threads.submit(run)
+                answer = client.svc.held(n=3).call(timeout=DEADLINE)
+                acting.result()
+            if begun.is_set():
+                return int(answer["n"])
+
+    monkeypatch.setattr(Leader, "_go_on", note)
+    return lead
+
+
+WORK: dict[str, Callable[[RPCClient], object]] = {
+    "call": lambda client: echo(client, 1),
+    "cast": lambda client: client.svc.echo(n=1).cast(),
+}
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_who_waits_alone_reads(
+    client: RPCClient, readers: list[threading.Thread], kind: str
+) -> None:
+    """Which saves waking one thread by another."""
+
+    def has_read() -> bool:
+        WORK[kind](client)
+        return threading.current_thread() in readers
+
+    eventually(has_read)
+
+
+def test_the_confirm_of_a_request_wakes_nobody(
+    client: RPCClient, readers: list[threading.Thread]
+) -> None:
+    """It is read together with the answer."""
+
+    def is_read_at_once() -> bool:
+        readers.clear()
+        echo(client, 1)
+        return [threading.current_thread()] == readers
+
+    eventually(is_read_at_once)
+
+
+def test_who_waits_with_others_leaves_it_to_the_loop(
+    client: RPCClient, readers: list[threading.Thread], gate: threading.Event
+) -> None:
+    """What a signal handler breaks off there could be the others'."""
+    future = client.svc.held(n=7).future(timeout=DEADLINE)
+    assert list(range(20)) == [echo(client, n) for n in range(20)]
+    assert threading.current_thread() not in readers
+    gate.set()
+    assert 7 == future.result(DEADLINE)["n"]
+
+
+def test_nobody_reads_in_the_debug_mode_of_asyncio(
+    client: RPCClient, readers: list[threading.Thread]
+) -> None:
+    """There it forbids what is done."""
+    transport_of(client).loop.loop.set_debug(True)
+    assert list(range(20)) == [echo(client, n) for n in range(20)]
+    assert threading.current_thread() not in readers
+
+
+def test_who_waits_for_long_leaves_it_to_the_loop(
+    client: RPCClient, gate: threading.Event, leading: Leading
+) -> None:
+    """While that has not ended, others are answered."""
+    leader, answers = transport_of(client)._leader, list[int]()
+
+    def others() -> None:
+        eventually(lambda: leader.lead is None)
+        answers.extend(echo(client, n) for n in range(5))
+        gate.set()
+
+    assert 3 == leading(others)
+    assert list(range(5)) == answers
+
+
+def test_one_more_message_ends_it(
+    client: RPCClient,
+    gate: threading.Event,
+    leading: Leading,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of another thread, whose answer the loop reads: callbacks of a future run there."""
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
+    threads: list[threading.Thread] = []
+
+    def other() -> None:
+        future = client.svc.echo(n=1).future(timeout=DEADLINE)
+        future.add_done_callback(lambda _: threads.append(threading.current_thread()))
+        assert 1 == future.result(DEADLINE)["n"]
+        gate.set()
+
+    assert 3 == leading(other)
+    assert [transport_of(client).loop._thread] == threads
+
+
+def test_a_loss_ends_what_is_waited_for(
+    client: RPCClient,
+    leading: Leading,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once, though the loop does not read."""
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
+    wire: Any = transport_of(client)._connection
+    with pytest.raises(exceptions.CallInterrupted):
+        leading(lambda: wire._transport._sock.shutdown(socket.SHUT_RDWR))
+    with contextlib.suppress(exceptions.CallInterrupted):  # it may not have been noticed yet
+        assert 1 == echo(client, 1)
+    assert 2 == echo(client, 2)
+
+
+def test_a_timeout_shorter_than_the_lease_is_kept(client: RPCClient) -> None:
+    began = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(exceptions.CallTimeout):
+            client.svc.held(n=3).call(timeout=LEASE / 10)
+    assert time.monotonic() - began < 20 * LEASE
+
+
+def test_a_signal_handler_may_wait_for_a_thread_that_calls(
+    client: RPCClient, leading: Leading, gate: threading.Event
+) -> None:
+    """The thread that it interrupts does not read meanwhile."""
+    main, answers = threading.get_ident(), list[int]()
+
+    def handle(*_: object) -> None:
+        thread = threading.Thread(target=lambda: answers.append(echo(client, 5)))
+        thread.start()
+        thread.join()
+        gate.set()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        assert 3 == leading(lambda: signal.pthread_kill(main, signal.SIGUSR1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [5] == answers
+
+
+def test_one_that_reads_no_more_is_relieved(
+    client: RPCClient, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler may keep it from that for as long as it likes."""
+    leader = transport_of(client)._leader
+    stuck = threading.Event()
+
+    def sleep(*_: object) -> None:
+        stuck.set()
+        gate.wait(DEADLINE)
+
+    monkeypatch.setattr(Leader, "_go_on", sleep)
+    with ThreadPoolExecutor(1) as threads:
+
+        def is_stuck() -> bool:
+            threads.submit(echo, client, 1)
+            return stuck.wait(0.1)
+
+        eventually(is_stuck)
+        eventually(lambda: leader.lead is None)
+        assert 2 == client.svc.echo(n=2).future(timeout=DEADLINE).result(DEADLINE)["n"]
+        gate.set()
