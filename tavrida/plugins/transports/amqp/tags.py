@@ -75,8 +75,8 @@ class Tags:
             left = self._flushed_at + LATENESS - loop.time()
             if left > 0:
                 if self._timer is None:
-                    nobodys = contextvars.Context()
-                    self._timer = loop.call_later(left, self._end_wait, context=nobodys)
+                    turn, nobodys = self._wire.loop.turn, contextvars.Context()
+                    self._timer = loop.call_later(left, turn, self._end_wait, context=nobodys)
                 return
         self.flush()
 
