@@ -112,6 +112,7 @@ def _tavrida(variant: str = "") -> Peer:
 
 PEERS = {
     "pika-select": Peer("pika_select", "pika", "import pika"),
+    "pika-confirmed": Peer("pika_select", "pika", "import pika", "confirmed"),
     "pika-blocking": Peer("pika_blocking", "pika", "import pika", events=8000),
     "kombu": Peer("kombu", "kombu", "from kombu import Connection, Consumer, Producer"),
     "aio-pika": Peer("aio_pika", "aio-pika", "import aio_pika"),

@@ -100,8 +100,8 @@ def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_comparison_measures_what_it_promises(
     amqp_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Small, with the reference, with two ways to use tavrida, and one without a broker."""
-    names = ["pika-select", "tavrida", "tavrida-def", "tavrida-embedded"]
+    """Small, with both programs of pika, two ways to use tavrida, and one without a broker."""
+    names = ["pika-select", "pika-confirmed", "tavrida", "tavrida-def", "tavrida-embedded"]
     out = tmp_path / "out.json"
     command = ["--quick", "--scale", "0.01", "--peers", ",".join(names)]
     assert 0 == comparison.main([*command, "--url", amqp_url, "--json", str(out)])

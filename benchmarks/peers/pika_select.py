@@ -4,8 +4,13 @@
 
 Callbacks all the way; direct reply-to; several messages for each ack; requests are not confirmed,
 the confirms of events are counted as they come.
-"""
 
+| variant | what is different |
+|---|---|
+| confirmed | calls promise what those of tavrida do: requests and answers are mandatory and confirmed, answers come to an exclusive queue, and a request is acknowledged once its answer is confirmed |
+"""  # noqa: E501 - a row of a table is a line
+
+import functools
 import json
 import time
 
@@ -64,19 +69,57 @@ class Acks:
         self._channel.basic_ack(self._last, multiple=True)
 
 
+class Plain:
+    """Publishes, and does at once what is to be done after that."""
+
+    def __init__(self, channel):
+        self._channel = channel
+
+    def publish(self, routing_key, body, properties, then):
+        self._channel.basic_publish("", routing_key, body, properties)
+        then()
+
+
+class Confirmed:
+    """Publishes, and does what is to be done after that when it is confirmed."""
+
+    def __init__(self, channel):
+        self._channel = channel
+        self._last = 0
+        self._unconfirmed = {}
+        channel.confirm_delivery(self._on_confirm)
+
+    def publish(self, routing_key, body, properties, then):
+        self._channel.basic_publish("", routing_key, body, properties, mandatory=True)
+        self._last += 1
+        self._unconfirmed[self._last] = then
+
+    def _on_confirm(self, frame):
+        confirm = frame.method
+        if confirm.NAME != "Basic.Ack":
+            raise RuntimeError("a message was refused")
+        first = next(iter(self._unconfirmed)) if confirm.multiple else confirm.delivery_tag
+        for tag in range(first, confirm.delivery_tag + 1):
+            self._unconfirmed.pop(tag)()
+
+
+def sender(task, channel):
+    return (Confirmed if task.variant == "confirmed" else Plain)(channel)
+
+
 def serve(task):
     def on_channel(channel):
         acks = Acks(channel)
+        answers = sender(task, channel)
 
         def on_call(channel, method, properties, body):
             answer = {"param": json.loads(body)["param"]}
-            channel.basic_publish(
-                "",
+            answers.publish(
                 properties.reply_to,
                 json.dumps(answer).encode(),
                 pika.BasicProperties(correlation_id=properties.correlation_id),
+                functools.partial(acks.add, method.delivery_tag),
             )
-            acks.add(method.delivery_tag)
 
         channel.queue_declare(task.name, auto_delete=True)
         channel.basic_qos(prefetch_count=PREFETCH)
@@ -96,8 +139,19 @@ class Caller:
 
     def on_channel(self, channel):
         self._channel = channel
-        channel.basic_consume(
-            REPLIES, self._on_answer, auto_ack=True, callback=lambda _: self._fill(WARM_UP)
+        self._requests = sender(self._task, channel)
+        if self._task.variant == "confirmed":
+            channel.queue_declare("", exclusive=True, callback=self._on_queue)
+        else:
+            self._consume(REPLIES)
+
+    def _on_queue(self, frame):
+        self._consume(frame.method.queue)
+
+    def _consume(self, queue):
+        self._replies = queue
+        self._channel.basic_consume(
+            queue, self._on_answer, auto_ack=True, callback=lambda _: self._fill(WARM_UP)
         )
 
     def _fill(self, end):
@@ -105,11 +159,11 @@ class Caller:
             number, self._sent = self._sent, self._sent + 1
             param = self._task.param(number)
             self._flying[str(number)] = (number, time.perf_counter())
-            self._channel.basic_publish(
-                "",
+            self._requests.publish(
                 self._task.name,
                 json.dumps({"param": param}).encode(),
-                pika.BasicProperties(reply_to=REPLIES, correlation_id=str(number)),
+                pika.BasicProperties(reply_to=self._replies, correlation_id=str(number)),
+                lambda: None,
             )
 
     def _on_answer(self, channel, method, properties, body):
