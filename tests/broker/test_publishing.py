@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
@@ -30,6 +30,8 @@ from tests.waiting import DEADLINE, eventually
 @dispatcher.rpc_service("svc")
 class Service(ServiceController):
     seen: SimpleQueue[Any] = SimpleQueue()
+    #: How many messages of this process await their confirm; who floods rests until there are few.
+    unconfirmed: Callable[[], int]
 
     @dispatcher.rpc_method(service="svc", method="ok")
     def ok(self, request: Any, proxy: Any, n: int = 0) -> dict[str, Any]:
@@ -41,7 +43,7 @@ class Service(ServiceController):
         """Cast so often, and rest after so many."""
         for n in range(count):
             proxy.svc.ok(n=n).cast()
-            if rest and n % rest == rest - 1:
+            while rest and n % rest == rest - 1 and self.unconfirmed() > rest:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return {}
 
@@ -247,15 +249,23 @@ def test_a_body_over_the_brokers_limit_is_told_to_its_sender_alone(
 
 
 def test_an_async_handler_that_floods_is_stopped_by_one_sentence(
-    serve: Serve, connect: Connect, config: ConnectionConfig
+    serve: Serve,
+    connect: Connect,
+    config: ConnectionConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It cannot wait, so that nothing else would bound the memory; resting now and then helps."""
-    serve(Service, config=replace(config, max_unconfirmed=20), concurrency=2)
+    server = serve(Service, config=replace(config, max_unconfirmed=20), concurrency=2)
+    assert server._processor is not None
+    publisher = server._processor.publisher
+    monkeypatch.setattr(Service, "unconfirmed", lambda _: publisher.unconfirmed, raising=False)
     client = connect("svc")
     with pytest.raises(exceptions.RemoteError, match="10 times max_unconfirmed") as caught:
         client.svc.flood(count=20 * OVERDRAFT + 1, rest=0).call(timeout=DEADLINE)
     assert "PublishFailed" == caught.value.error_class
+    eventually(lambda: not publisher.unconfirmed)
     client.svc.flood(count=20 * OVERDRAFT, rest=0).call(timeout=DEADLINE)
+    eventually(lambda: not publisher.unconfirmed)
     client.svc.flood(count=20 * OVERDRAFT * 2, rest=20).call(timeout=DEADLINE)
 
 
