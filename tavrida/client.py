@@ -373,17 +373,19 @@ class _Link:
         self,
         end: Waiting[Result],
         message: Message,
-        read: Callable[[Waiting[Result], float], None],
+        read: Callable[[Waiting[Result], float, Callable[[], bool]], None],
     ) -> Result:
         """Wait for the end of a message that this thread has sent; return its result.
 
-        ``read`` is how the transport reads in this thread; without middleware only, which would
-        run here then, instead of on the loop.
+        ``read`` is how the transport reads in this thread, where no code of the user runs then.
         """
-        if self.publisher.has_only(message) and self.caller.has_only(message):
-            left = message.time_left
-            read(end, self.transport.config.publish_timeout if left is None else left)
+        left = message.time_left
+        seconds = self.transport.config.publish_timeout if left is None else left
+        read(end, seconds, functools.partial(self._has_only, message))
         return end.result()
+
+    def _has_only(self, message: Message) -> bool:
+        return self.publisher.has_only(message) and self.caller.has_only(message)
 
     def not_connected(self, seconds: float) -> exceptions.ConnectionFailed:
         """Return the error of a message that waited so long for the first connection."""
@@ -651,6 +653,8 @@ class _Sender(_Connector):
             return self.ask(request, timeout).result()
         answer: Waiting[IncomingResponse] = Waiting()
         link = self._ask(request, timeout, answer)
+        if request.raises:  # classes whose objects are made where the answer is read
+            return answer.result()
         return link.wait(answer, request, link.transport.read_answer)
 
     wait = call

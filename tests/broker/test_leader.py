@@ -6,23 +6,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tavrida import dispatcher, exceptions
 from tavrida.client import RPCClient
+from tavrida.config import ConnectionConfig
 from tavrida.plugins.transports.amqp.leader import LEASE, Leader
 from tavrida.plugins.transports.amqp.transport import AMQPTransport
 from tavrida.plugins.transports.amqp.wire import FastWire
 from tavrida.service import ServiceController
 from tests.broker.conftest import Connect, Serve
+from tests.broker.interruptions import interrupt
 from tests.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.usefixtures("amqp_url")
@@ -73,13 +77,14 @@ def transport_of(client: RPCClient) -> AMQPTransport:
 
 
 @pytest.fixture
-def readers(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The threads that read anything, each time that they do."""
+def readers(client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that read anything for the client, each time that they do."""
     threads: list[threading.Thread] = []
-    read = FastWire.read
+    read, wire = FastWire.read, transport_of(client)._connection
 
     def note(self: FastWire) -> None:
-        threads.append(threading.current_thread())
+        if self is wire:
+            threads.append(threading.current_thread())
         read(self)
 
     monkeypatch.setattr(FastWire, "read", note)
@@ -139,9 +144,11 @@ def test_who_waits_alone_reads(
 
 
 def test_the_confirm_of_a_request_wakes_nobody(
-    client: RPCClient, readers: list[threading.Thread]
+    client: RPCClient, readers: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read together with the answer."""
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.PATIENCE", DEADLINE)
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
 
     def is_read_at_once() -> bool:
         readers.clear()
@@ -159,6 +166,25 @@ def test_who_waits_with_others_leaves_it_to_the_loop(
     assert list(range(20)) == [echo(client, n) for n in range(20)]
     assert threading.current_thread() not in readers
     gate.set()
+    assert 7 == future.result(DEADLINE)["n"]
+
+
+def test_what_the_loop_saw_before_it_was_muted_is_left_to_the_leader(
+    client: RPCClient, readers: list[threading.Thread]
+) -> None:
+    """Who would sleep on, because nothing more comes."""
+    transport = transport_of(client)
+    wire: Any = transport._connection
+    loop = transport.loop
+    eventually(lambda: loop.do_now(lambda: wire.can_mute and wire.mute() >= 0))
+    future = client.svc.echo(n=7).future(timeout=DEADLINE)
+    came = select.poll()
+    came.register(wire._muted, select.POLLIN)
+    assert came.poll(1000 * DEADLINE)
+    loop.submit(wire._read_on_loop)
+    assert loop.run(asyncio.sleep(0, True))  # that has been
+    assert [] == readers
+    loop.submit(wire.unmute)
     assert 7 == future.result(DEADLINE)["n"]
 
 
@@ -247,6 +273,97 @@ def test_a_signal_handler_may_wait_for_a_thread_that_calls(
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [5] == answers
+
+
+class Alarm(Exception):
+    """What a handler raises."""
+
+
+#: Does some work; with what is raised, in a lead, at a moment. Tells whether there was a lead, and
+#: whether that was raised.
+Interrupting = Callable[[Callable[[], object], int, type[BaseException]], tuple[bool, bool]]
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> Interrupting:
+    read_until, go_on = Leader.read_until, Leader._go_on
+    wanted: list[tuple[int, Callable[[], None]]] = []
+    happened: list[str] = []
+
+    def read(self: Leader, *args: Any, **kwargs: Any) -> None:
+        if wanted:
+            interrupt(lambda: read_until(self, *args, **kwargs), *wanted.pop())
+        else:
+            read_until(self, *args, **kwargs)
+
+    def note(self: Leader, *args: Any) -> None:
+        happened.append("lead")
+        go_on(self, *args)
+
+    def work_until(
+        work: Callable[[], object], moment: int, error: type[BaseException]
+    ) -> tuple[bool, bool]:
+        def alarm() -> None:
+            happened.append("raised")
+            raise error
+
+        happened.clear()
+        wanted.append((moment, alarm))
+        try:
+            work()
+        except error:
+            assert "raised" in happened
+        except exceptions.CallInterrupted:  # the one before broke its connection
+            return False, False
+        else:
+            assert "raised" not in happened, f"kept from who waits, at moment {moment}"
+        finally:
+            wanted.clear()
+        return "lead" in happened, "raised" in happened
+
+    monkeypatch.setattr(Leader, "read_until", read)
+    monkeypatch.setattr(Leader, "_go_on", note)
+    return work_until
+
+
+def is_whole(client: RPCClient) -> bool:
+    """Tell whether the loop reads, and hears of each byte."""
+    transport = transport_of(client)
+    wire: Any = transport._connection
+    sock = wire and wire._transport and wire._transport._sock
+    if sock is None or transport._leader.lead is not None:
+        return False
+    with contextlib.suppress(OSError):  # it is closed just now
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("call", TimeoutError), ("call", KeyboardInterrupt), ("cast", Alarm)]
+)
+def test_what_a_signal_breaks_off_leaves_nobody_deaf(
+    serve: Serve,
+    connect: Connect,
+    config: ConnectionConfig,
+    interrupting: Interrupting,
+    kind: str,
+    error: type[BaseException],
+) -> None:
+    """At each moment of a lead: it comes out, and what follows is confirmed."""
+    serve(Service)
+    config = replace(config, retry_delay=0.01, max_retry_delay=0.01, publish_timeout=5.0)
+    client = connect("svc", config=config)
+    assert 0 == echo(client, 0)
+    moment = 0
+    while True:
+        had_lead, was_raised = interrupting(lambda: WORK[kind](client), moment, error)
+        if was_raised:
+            eventually(lambda: is_whole(client))
+            client.svc.echo(n=moment).cast()
+            moment += 1
+        elif had_lead:
+            break  # it has not so many
+    assert moment > 50
 
 
 def test_one_that_reads_no_more_is_relieved(

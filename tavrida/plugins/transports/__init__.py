@@ -286,14 +286,19 @@ class Transport(abc.ABC):
         """
         self.loop.submit(self.publish, publication, done)
 
-    def read_confirm(self, end: Waiting[None], seconds: float) -> None:  # noqa: B027 - may not pay
+    def read_confirm(  # noqa: B027 - it may not pay
+        self, end: Waiting[None], seconds: float, is_alone: Callable[[], bool]
+    ) -> None:
         """Read in this thread, which waits for a confirm, instead of on the loop; return any time.
 
-        It is called where nothing else of this connection is awaited, with what ends then, and is
-        to take no longer than ``seconds``. A transport may save its loop waking this thread.
+        A transport may save its loop waking this thread so, while ``is_alone()``: while nothing
+        else of this connection is awaited, until ``end`` has ended, and for no longer than
+        ``seconds``.
         """
 
-    def read_answer(self, end: Waiting[Any], seconds: float) -> None:  # noqa: B027 - may not pay
+    def read_answer(  # noqa: B027 - it may not pay
+        self, end: Waiting[Any], seconds: float, is_alone: Callable[[], bool]
+    ) -> None:
         """Read in this thread, which waits for an answer; as ``read_confirm``."""
 
     @abc.abstractmethod

@@ -15,6 +15,7 @@ import os
 import select
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -38,7 +39,8 @@ class _Lead(msgspec.Struct, eq=False):
     wire: PlainWire
     #: By the clock time.monotonic.
     until: float
-    #: The socket, -1 where it is read by nobody but the loop.
+    #: True where nothing else of the connection is awaited.
+    is_alone: Callable[[], bool]
     socket: int = -1
     #: True once the loop reads again.
     is_over: bool = False
@@ -55,40 +57,57 @@ class Leader:
         self.lead: _Lead | None = None
         # Wakes the leader; it would sleep on where the loop is quicker with what comes.
         self._alarm = -1
+        self._close_alarm: Callable[[], object] | None = None
         self._rests_until = 0.0
 
-    def read_until(self, wire: PlainWire, end: Waiting[Any], seconds: float, *, least: int) -> None:
+    def read_until(
+        self,
+        wire: PlainWire,
+        end: Waiting[Any],
+        seconds: float,
+        is_alone: Callable[[], bool],
+        *,
+        least: int,
+    ) -> None:
         """Read in this thread until ``end`` has ended, or something else is to be done.
 
         What ends it comes with ``least`` bytes.
         """
         now = time.monotonic()
-        if now < self._rests_until:
+        if now < self._rests_until or not is_alone():
             return
-        lead = _Lead(wire, now + min(LEASE, seconds))
+        lead = _Lead(wire, now + min(LEASE, seconds), is_alone)
         try:
             if self._loop.do_now(self._begin, lead):
                 self._go_on(lead, end, least)
         finally:
             if lead is self.lead:
-                self._have_over(lead)
-                self.lead = None
+                self._have_done(self._leave, lead)
 
     def _begin(self, lead: _Lead) -> bool:
-        if self.lead is not None:
+        if self.lead is not None or not lead.wire.can_mute or not self._has_alarm():
             return False
-        if self._alarm < 0 and hasattr(os, "eventfd"):
-            self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            weakref.finalize(self, os.close, self._alarm)
         self.lead = lead  # first: what is muted is unmuted by all means
         lead.socket = lead.wire.mute()
-        return lead.socket >= 0
+        # Once more: who sends something looks for a leader after that is awaited.
+        return lead.is_alone()
+
+    def _has_alarm(self) -> bool:
+        if self._alarm < 0 and hasattr(os, "eventfd"):
+            try:
+                self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            except OSError as error:
+                if error.errno is None:
+                    raise  # of a signal handler; else there are too many open files
+                return False
+            self._close_alarm = weakref.finalize(self, os.close, self._alarm)
+        return self._alarm >= 0
 
     def _go_on(self, lead: _Lead, end: Waiting[Any], least: int) -> None:
         coming = select.poll()
         coming.register(lead.socket, select.POLLIN)
         coming.register(self._alarm, select.POLLIN)
-        if least > 1:
+        if least > 1 and not end.has_ended:
             lead.wire.expect(least)
             coming.poll(1000 * max(0.0, min(PATIENCE, lead.until - time.monotonic())))
             lead.wire.expect(1)
@@ -98,46 +117,62 @@ class Leader:
                 return
             came = coming.poll(1000 * left)
             if (self._alarm, select.POLLIN) in came:  # maybe for the one before
-                os.eventfd_read(self._alarm)
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._alarm)
             if not came or not self._loop.do_now(self._read, lead):
                 return
 
     def _read(self, lead: _Lead) -> bool:
-        if lead.is_over:
+        if lead.is_over or not lead.wire.is_open:
             return False
         lead.is_reading = True
         self._loop.turn_here(lead.wire.read)
         lead.is_reading = False
         return True
 
-    def _have_over(self, lead: _Lead) -> None:
+    def _have_done(self, work: Callable[[_Lead], bool], lead: _Lead) -> None:
+        """Do some work with the loop's turn. In any thread."""
+        if self._loop.is_current:
+            work(lead)
         # Where an exception broke off a read, or the loop has something to do: there.
-        if lead.is_reading or not self._loop.do_now(self._end, lead):
+        elif lead.is_reading or not self._loop.do_now(work, lead):
             with contextlib.suppress(exceptions.ConnectionFailed):  # the loop was stopped
-                self._loop.submit(self._end, lead)
+                self._loop.submit(work, lead)
 
-    def _end(self, lead: _Lead) -> bool:
-        if lead.is_reading and not lead.is_over:  # in nobody's thread any more
+    def _leave(self, lead: _Lead) -> bool:
+        if lead is self.lead:
+            self._end(lead)
+            self.lead = None
+        return True
+
+    def _end(self, lead: _Lead) -> None:
+        if lead.is_reading and lead.wire.is_open:  # in nobody's thread any more
             lead.wire.break_off("a read was broken off in its midst")
         lead.wire.unmute()
         lead.is_over = True
-        return True
 
     def dismiss(self) -> None:
         """Have the loop read again. In any thread."""
         lead = self.lead
-        if lead is None or lead.is_over:
-            return
-        self._rests_until = time.monotonic() + REST
-        if self._loop.is_current:
-            self._end(lead)
-        else:
-            self._have_over(lead)
-        os.eventfd_write(self._alarm, 1)
+        if lead is not None and not lead.is_over:
+            self._rests_until = time.monotonic() + REST
+            self._have_done(self._dismiss, lead)
 
-    def dismiss_late(self) -> None:
+    def _dismiss(self, lead: _Lead) -> bool:
+        if lead is self.lead and not lead.is_over:
+            self._end(lead)
+            os.eventfd_write(self._alarm, 1)
+        return True
+
+    def look(self) -> None:
         """Have the loop read again where the leader does not, for a while. On the loop."""
         lead = self.lead
         if lead is not None and lead.until + LEASE < time.monotonic():
-            self._end(lead)
-            self.lead = None
+            self._leave(lead)
+
+    def close(self) -> None:
+        """Give back what it has of the operating system. On the loop."""
+        # One that still leads has its alarm until nobody knows of it any more.
+        if self.lead is None and self._close_alarm is not None:
+            self._close_alarm()
+            self._alarm, self._close_alarm = -1, None

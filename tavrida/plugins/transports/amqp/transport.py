@@ -653,18 +653,22 @@ class AMQPTransport(ReconnectingTransport):
         if self._sweeper is None:
             self._sweep()
 
-    def read_confirm(self, end: Waiting[None], seconds: float) -> None:
-        self._read_until(end, seconds, least=1)
+    def read_confirm(
+        self, end: Waiting[None], seconds: float, is_alone: Callable[[], bool]
+    ) -> None:
+        self._read_until(end, seconds, is_alone, least=1)
 
-    def read_answer(self, end: Waiting[Any], seconds: float) -> None:
+    def read_answer(self, end: Waiting[Any], seconds: float, is_alone: Callable[[], bool]) -> None:
         # The confirm of its request, which comes before, is no reason to wake up.
-        self._read_until(end, seconds, least=CONFIRM_SIZE + 1)
+        self._read_until(end, seconds, is_alone, least=CONFIRM_SIZE + 1)
 
-    def _read_until(self, end: Waiting[Any], seconds: float, *, least: int) -> None:
+    def _read_until(
+        self, end: Waiting[Any], seconds: float, is_alone: Callable[[], bool], *, least: int
+    ) -> None:
         connection = self._connection
         # The sweeper sees to it that the loop reads again.
         if connection is not None and self._sweeper is not None:
-            self._leader.read_until(connection, end, seconds, least=least)
+            self._leader.read_until(connection, end, seconds, is_alone, least=least)
 
     def submit(self, publication: Publication, done: Done) -> None:
         if self._leader.lead is not None:
@@ -954,7 +958,7 @@ class AMQPTransport(ReconnectingTransport):
             )
         if self._is_renewing:
             self._renew()
-        self._leader.dismiss_late()
+        self._leader.look()
         if self._outbox or self._unconfirmed or self._refused or self._leader.lead is not None:
             pause = min(1.0, self.config.publish_timeout / 4)
             self._sweeper = self.loop.loop.call_later(pause, self._sweep)
@@ -980,6 +984,7 @@ class AMQPTransport(ReconnectingTransport):
             await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT)
         await self._stop_keeping()
         self._fail_all(closed())
+        self._leader.close()
 
 
 def _receiver(

@@ -86,12 +86,17 @@ class PlainWire(AsyncioConnection):
         """Acknowledge a delivery, or all up to it, of a channel that is open."""
         channel.basic_ack(tag, multiple)
 
+    @property
+    def can_mute(self) -> bool:
+        """True while another thread than the loop's may ``read``. With the loop's turn."""
+        return False
+
     def mute(self) -> int:
         """Have the loop not read until ``unmute``; return the socket, for who is to ``read``.
 
-        -1 where nobody but the loop can. In any thread that has the loop's turn.
+        Where ``can_mute``; in any thread that has the loop's turn.
         """
-        return -1
+        raise NotImplementedError
 
     def unmute(self) -> None:
         """Have the loop read again, if it was muted. In any thread that has the loop's turn."""
@@ -211,23 +216,29 @@ class FastWire(PlainWire):
     def _proto_connection_made(self, transport: Any) -> None:
         super()._proto_connection_made(transport)
         if isinstance(transport, _AsyncPlaintextTransport):
-            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self.read)
+            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read_on_loop)
+
+    @property
+    def can_mute(self) -> bool:
+        return self.is_idle and self._is_open_for_messages and self.loop.can_mute
 
     def mute(self) -> int:
-        if not (self.is_idle and self._is_open_for_messages and self.loop.can_mute):
-            return -1
         transport: Any = self._transport
         self._muted = transport._sock.fileno()
         self.loop.mute(self._muted)
         return self._muted
 
     def expect(self, least: int) -> None:
-        self._least = least
+        self._least = max(self._least, least)  # a signal handler may break off what follows
         transport: Any = self._transport
         sock = transport and transport._sock
         if sock is not None:
-            with contextlib.suppress(OSError):  # the loop is just closing it
+            try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+            except OSError as error:
+                if error.errno is None:
+                    raise  # of a signal handler; else the loop is just closing it
+        self._least = least
 
     def unmute(self) -> None:
         if self._least > 1:
@@ -236,6 +247,12 @@ class FastWire(PlainWire):
         if self._muted >= 0 and self._has_sent_all:
             self.loop.unmute(self._muted)
         self._muted = -1
+
+    def _read_on_loop(self) -> None:
+        # The loop may have seen that something came before it was muted. Who reads now is waiting
+        # for that, and would sleep on without it.
+        if self._muted < 0:
+            self.read()
 
     def read(self) -> None:
         # Once; pika's own reader asks again until there is nothing.
