@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,10 @@ class Broker:
     def loop(self) -> Broker:
         return self
 
+    def turn(self, work: Callable[[], None]) -> None:
+        work()
+        self.end_turn()
+
     def at_end(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
 
@@ -46,8 +51,10 @@ class Broker:
     def time(self) -> float:
         return self.now
 
-    def call_later(self, delay: float, callback: Callable[[], None], *, context: Any) -> None:
-        self._timers.append((self.now + delay, callback))
+    def call_later(
+        self, delay: float, callback: Callable[..., None], *args: Any, context: Any
+    ) -> None:
+        self._timers.append((self.now + delay, functools.partial(callback, *args)))
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
