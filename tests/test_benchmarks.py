@@ -92,7 +92,7 @@ def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """With those that there are, as a wrong command line."""
     with pytest.raises(SystemExit):
         comparison.main(["--peers", "pika"])
-    assert "there is no pika; there is: pika-select, pika-blocking" in capsys.readouterr().err
+    assert "there is no pika; there is: pika-select, pika-confirmed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -40,6 +40,8 @@ class ReconnectingTransport(Transport):
         #: Set while there is a connection on which everything is in place.
         self._ready = asyncio.Event()
         self._is_closing = False
+        #: How the next loss is logged: less where who caused it was told why.
+        self._loss_level = logging.WARNING
         self._was_open = False
         self._connected_at = 0.0
         self._keeper: asyncio.Task[None] | None = None
@@ -75,7 +77,10 @@ class ReconnectingTransport(Transport):
             reason = await self._lost
             if self._is_closing:
                 return
-            LOG.warning("%s lost its connection: %s. Reconnecting.", self.name, reason)
+            LOG.log(
+                self._loss_level, "%s lost its connection: %s. Reconnecting.", self.name, reason
+            )
+            self._loss_level = logging.WARNING
             self.trouble = reason
             self.events.lost(reason)
             try:

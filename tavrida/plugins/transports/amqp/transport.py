@@ -636,6 +636,7 @@ class AMQPTransport(ReconnectingTransport):
             # Who asked for what the broker objects to is told, and tells it.
             level = logging.DEBUG if channel.has_told else logging.WARNING
             LOG.log(level, "%s: the broker closed its channel: %s.", self.name, text_of(reason))
+            self._loss_level = level
             self._drop(connection)
 
     # -- publishing
