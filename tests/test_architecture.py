@@ -40,7 +40,6 @@ ROOMS = [
     "logs",
     "topology",
     "proxies",
-    "waiting",
     "loop",
     "workers",
     "plugins",

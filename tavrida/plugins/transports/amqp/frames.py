@@ -200,9 +200,6 @@ def ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
     return _ACK_FRAME.pack(_METHOD, channel, 13, spec.Basic.Ack.INDEX, tag, multiple, _END)
 
 
-#: Bytes of a confirm, which is a Basic.Ack too.
-CONFIRM_SIZE = _ACK_FRAME.size
-
 # -- what is received
 
 #: Flags of properties that are left to pika: content encoding, priority, expiration, user id,

@@ -15,7 +15,6 @@ This goes below pika's public API. It is used with the versions that it was test
 from __future__ import annotations
 
 import contextlib
-import socket
 from typing import Any
 
 import pika.exceptions
@@ -86,29 +85,6 @@ class PlainWire(AsyncioConnection):
         """Acknowledge a delivery, or all up to it, of a channel that is open."""
         channel.basic_ack(tag, multiple)
 
-    @property
-    def can_mute(self) -> bool:
-        """True while another thread than the loop's may ``read``. With the loop's turn."""
-        return False
-
-    def mute(self) -> int:
-        """Have the loop not read until ``unmute``; return the socket, for who is to ``read``.
-
-        Where ``can_mute``; in any thread that has the loop's turn.
-        """
-        raise NotImplementedError
-
-    def unmute(self) -> None:
-        """Have the loop read again, if it was muted. In any thread that has the loop's turn."""
-
-    def expect(self, least: int) -> None:
-        """Have the operating system wake who waits for a muted socket for so many bytes only."""
-        raise NotImplementedError
-
-    def read(self) -> None:
-        """Read what is there, and hand it on. In any thread that has the loop's turn."""
-        raise NotImplementedError
-
     def watch(
         self, channel: Channel, delivered: Delivered | None, confirmed: Confirmed | None
     ) -> None:
@@ -130,9 +106,6 @@ class FastWire(PlainWire):
         self._size = 0
         self._reader = frames.Reader(self._read_cold)
         self._is_open_for_messages = False
-        #: The socket, while the loop does not read it.
-        self._muted = -1
-        self._least = 1
         super().__init__(loop, **kwargs)
 
     # -- out
@@ -144,14 +117,10 @@ class FastWire(PlainWire):
 
     @property
     def is_idle(self) -> bool:
-        return not self._written and self._has_sent_all
-
-    @property
-    def _has_sent_all(self) -> bool:
-        """True while the connection is open, and its socket took all that was written."""
         transport: Any = self._transport
         return (
-            isinstance(transport, _AsyncPlaintextTransport)
+            not self._written
+            and isinstance(transport, _AsyncPlaintextTransport)
             and transport._state == transport._STATE_ACTIVE
             and not transport._tx_buffers
         )
@@ -216,46 +185,10 @@ class FastWire(PlainWire):
     def _proto_connection_made(self, transport: Any) -> None:
         super()._proto_connection_made(transport)
         if isinstance(transport, _AsyncPlaintextTransport):
-            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read_on_loop)
+            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read)
 
-    @property
-    def can_mute(self) -> bool:
-        return self.is_idle and self._is_open_for_messages and self.loop.can_mute
-
-    def mute(self) -> int:
-        transport: Any = self._transport
-        self._muted = transport._sock.fileno()
-        self.loop.mute(self._muted)
-        return self._muted
-
-    def expect(self, least: int) -> None:
-        self._least = max(self._least, least)  # a signal handler may break off what follows
-        transport: Any = self._transport
-        sock = transport and transport._sock
-        if sock is not None:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
-            except OSError as error:
-                if error.errno is None:
-                    raise  # of a signal handler; else the loop is just closing it
-        self._least = least
-
-    def unmute(self) -> None:
-        if self._least > 1:
-            self.expect(1)
-        # Where the socket has to be written to, the loop watches it anew, for reading too.
-        if self._muted >= 0 and self._has_sent_all:
-            self.loop.unmute(self._muted)
-        self._muted = -1
-
-    def _read_on_loop(self) -> None:
-        # The loop may have seen that something came before it was muted. Who reads now is waiting
-        # for that, and would sleep on without it.
-        if self._muted < 0:
-            self.read()
-
-    def read(self) -> None:
-        # Once; pika's own reader asks again until there is nothing.
+    def _read(self) -> None:
+        """Read once; pika's own reader asks again until there is nothing."""
         transport: Any = self._transport
         sock = transport and transport._sock
         if sock is None:
@@ -265,8 +198,6 @@ class FastWire(PlainWire):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            if error.errno is None:
-                raise  # of a signal handler, not of the socket
             transport._initiate_abort(error)
             return
         if not data:
@@ -275,8 +206,6 @@ class FastWire(PlainWire):
         try:
             self._on_data_available(data)
         except Exception as error:
-            if not (self.loop.is_current or isinstance(error, pika.exceptions.AMQPError)):
-                raise  # it may be a signal handler's
             transport._initiate_abort(error)
 
     def _on_data_available(self, data_in: bytes) -> None:
@@ -292,8 +221,6 @@ class FastWire(PlainWire):
                 self._reader.feed(rest)
 
     def _read_cold(self, data: bytes) -> None:
-        if not self.loop.is_current:
-            self.loop.wake()  # pika may set a timer, which the loop does not see
         _, frame = pika.frame.decode_frame(data)
         if frame is not None:
             self._process_frame(frame)
