@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import re
 import signal
@@ -563,3 +564,27 @@ def test_what_was_got_is_not_kept_after_it_was_settled(url: str, how: str) -> No
         del got
         gc.collect()
         assert kept() is None
+
+
+def test_only_a_loss_that_nobody_was_told_of_is_a_warning(
+    rabbitmq: Node, vhost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A refusal is told to whoever asked; the loss that it costs is no further news."""
+    rabbitmq.add_user("nobody", "password")
+    rabbitmq.permit("nobody", vhost, configure="^$", write="^$", read="^$")
+    caplog.set_level(logging.DEBUG, "tavrida")
+
+    def levels() -> list[int]:
+        return [each.levelno for each in caplog.records if "lost its connection" in each.message]
+
+    with Bench(rabbitmq.url(vhost, user="nobody", password="password")) as bench:
+        connection = bench.connect()
+        with pytest.raises(exceptions.ConnectionFailed, match="cannot make a queue for answers"):
+            connection.reply_queue()
+        eventually(lambda: levels() == [logging.DEBUG])
+        eventually(lambda: connection.transport.is_ready)
+        wire: Any = getattr(connection.transport, "_connection")  # noqa: B009 - of RabbitMQ's only
+        wire._transport._sock.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: levels() == [logging.DEBUG, logging.WARNING])
+        for _ in levels():
+            connection.lost.get(timeout=DEADLINE)

@@ -122,6 +122,7 @@ class AwaitableChannel:
         """End a consumer that has a successor; what comes until the broker knows of it is taken."""
         await self.ask(self.pika.basic_cancel, consumer_tag)
         self._receivers.pop(consumer_tag, None)
+        self.queues.pop(consumer_tag, None)
 
     def _delivered(self, *delivery: Any) -> None:
         if not self._came:

@@ -619,7 +619,9 @@ class AMQPTransport(ReconnectingTransport):
         assert self._consuming is not None
         queue = self._consuming.queues.get(frame.method.consumer_tag)
         LOG.warning(
-            "%s: the broker cancelled the consumer of queue %r; was it deleted?", self.name, queue
+            "%s: the broker cancelled the consumer of queue %r; was that queue deleted?",
+            self.name,
+            queue,
         )
         self._drop(self._connection)
 
