@@ -50,6 +50,18 @@ def vhost(rabbitmq: Node, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def user(rabbitmq: Node) -> Iterator[str]:
+    """A user that is only this test's, with password `password` and no right on any virtual host.
+
+    A name of the test's own choice can be that of another test, and the node is the same.
+    """
+    name = f"user-{secrets.token_hex(4)}"
+    rabbitmq.add_user(name, "password")
+    yield name
+    rabbitmq.delete_user(name)
+
+
+@pytest.fixture
 def amqp_url(rabbitmq: Node, vhost: str) -> str:
     """The URL of `vhost`."""
     return rabbitmq.url(vhost)

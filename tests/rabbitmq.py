@@ -253,6 +253,10 @@ class Node:
             f"rabbit_auth_backend_internal:add_user({_binary(name)}, {_binary(password)}, {_BY})"
         )
 
+    def delete_user(self, name: str) -> None:
+        """Delete a user; their connections stay."""
+        self._must_be_ok(f"rabbit_auth_backend_internal:delete_user({_binary(name)}, {_BY})")
+
     def permit(
         self, user: str, vhost: str, *, configure: str = ".*", write: str = ".*", read: str = ".*"
     ) -> None:

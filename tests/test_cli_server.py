@@ -452,12 +452,10 @@ def test_a_virtual_host_that_does_not_exist_is_told_by_its_name(
 
 
 def test_a_virtual_host_without_permission_is_told_so(
-    start: Start, rabbitmq: Node, vhost: str
+    start: Start, rabbitmq: Node, vhost: str, user: str
 ) -> None:
     """It exists, but not for this user."""
-    user = vhost[-20:]
-    rabbitmq.add_user(user, "secret")
-    url = rabbitmq.url(vhost, user=user, password="secret")
+    url = rabbitmq.url(vhost, user=user, password="password")
     ended = start(f"[connection]\nurl = {url}\n[server]\nservices = shop\n")
     cannot_connect(ended, f"virtual host '{vhost}'", "closed to this user")
 

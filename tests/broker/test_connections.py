@@ -310,22 +310,21 @@ def test_the_broker_takes_a_message_back_from_a_handler_that_runs_for_too_long(
     [
         ("amqp://guest:wrong@127.0.0.1:{port}/{vhost}", "refused user 'guest'", True),
         ("amqp://guest:guest@127.0.0.1:{port}/nowhere", "'nowhere' does not exist", True),
-        ("amqp://other:other@127.0.0.1:{port}/{vhost}", "'{vhost}' is closed to this", True),
+        ("amqp://{user}:password@127.0.0.1:{port}/{vhost}", "'{vhost}' is closed to this", True),
         ("amqp://guest:guest@127.0.0.1:{closed}/x", "Is RabbitMQ running there?", False),
         ("amqp://guest:guest@no.such.host.invalid/x", "'no.such.host.invalid' is not", False),
         ("amqp://guest:guest@127.0.0.1:{silent}/x", "no answer in time", False),
     ],
 )
 def test_why_there_is_no_connection_is_said_in_one_sentence(
-    rabbitmq: Node, vhost: str, wrong_url: str, text: str, is_final: bool
+    rabbitmq: Node, vhost: str, user: str, wrong_url: str, text: str, is_final: bool
 ) -> None:
     """For servers and clients alike; what cannot get better by waiting is not tried again."""
-    if "other" in wrong_url:
-        rabbitmq.add_user("other", "other")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         fields = {
             "port": rabbitmq.port,
             "vhost": vhost,
+            "user": user,
             "closed": _closed_port(),
             "silent": silent.getsockname()[1],
         }
@@ -567,17 +566,16 @@ def test_what_was_got_is_not_kept_after_it_was_settled(url: str, how: str) -> No
 
 
 def test_only_a_loss_that_nobody_was_told_of_is_a_warning(
-    rabbitmq: Node, vhost: str, caplog: pytest.LogCaptureFixture
+    rabbitmq: Node, vhost: str, user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A refusal is told to whoever asked; the loss that it costs is no further news."""
-    rabbitmq.add_user("nobody", "password")
-    rabbitmq.permit("nobody", vhost, configure="^$", write="^$", read="^$")
+    rabbitmq.permit(user, vhost, configure="^$", write="^$", read="^$")
     caplog.set_level(logging.DEBUG, "tavrida")
 
     def levels() -> list[int]:
         return [each.levelno for each in caplog.records if "lost its connection" in each.message]
 
-    with Bench(rabbitmq.url(vhost, user="nobody", password="password")) as bench:
+    with Bench(rabbitmq.url(vhost, user=user, password="password")) as bench:
         connection = bench.connect()
         with pytest.raises(exceptions.ConnectionFailed, match="cannot make a queue for answers"):
             connection.reply_queue()

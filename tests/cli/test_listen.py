@@ -140,11 +140,9 @@ def test_what_cannot_be_read_is_told(amqp_url: str) -> None:
 
 @pytest.mark.parametrize("right", ["configure", "write", "read"])
 def test_a_user_without_the_right_is_told_which_there_have_to_be(
-    rabbitmq: Node, vhost: str, right: str
+    rabbitmq: Node, vhost: str, user: str, right: str
 ) -> None:
     """The broker's own words, and what to ask its administrator for."""
-    user = f"weak-{right}"
-    rabbitmq.add_user(user, "password")
     rabbitmq.permit(user, vhost, **{right: "^$"})
     url = rabbitmq.url(vhost, user=user, password="password")
     ended = commands.run("tavrida", "listen", "echo.news", "--url", url)
@@ -154,13 +152,12 @@ def test_a_user_without_the_right_is_told_which_there_have_to_be(
         assert words in last
 
 
-def test_an_exchange_that_exists_need_not_be_made(rabbitmq: Node, vhost: str) -> None:
+def test_an_exchange_that_exists_need_not_be_made(rabbitmq: Node, vhost: str, user: str) -> None:
     """So the right to configure it is not needed."""
-    rabbitmq.add_user("reader", "password")
-    rabbitmq.permit("reader", vhost, configure=r"^tavrida\.reply\.")
+    rabbitmq.permit(user, vhost, configure=r"^tavrida\.reply\.")
     with pika.BlockingConnection(pika.URLParameters(rabbitmq.url(vhost))) as connection:
         connection.channel().exchange_declare("echo.notifications", "topic", durable=True)
-    url = rabbitmq.url(vhost, user="reader", password="password")
+    url = rabbitmq.url(vhost, user=user, password="password")
     ended = commands.run("tavrida", "listen", "echo.news", "--url", url, "--timeout", "0.1")
     assert 2 == ended.code
     assert "listening to echo.news" in ended.stderr

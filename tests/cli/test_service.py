@@ -99,16 +99,15 @@ def test_a_refused_password_has_exit_code_3(rabbitmq: Node) -> None:
     assert "wrong-one" not in ended.stderr
 
 
-def test_a_user_without_rights_has_exit_code_3(rabbitmq: Node, vhost: str) -> None:
+def test_a_user_without_rights_has_exit_code_3(rabbitmq: Node, vhost: str, user: str) -> None:
     """Nothing that it could be answered in."""
-    rabbitmq.add_user("nobody", "password")
-    rabbitmq.permit("nobody", vhost, configure="^$", write="^$", read="^$")
-    url = rabbitmq.url(vhost, user="nobody", password="password")
+    rabbitmq.permit(user, vhost, configure="^$", write="^$", read="^$")
+    url = rabbitmq.url(vhost, user=user, password="password")
     ended = commands.run("tavrida", "service", "list", "echo", "--url", url)
     assert (3, "") == (ended.code, ended.stdout)
     last = ended.stderr.splitlines()[-1]
     assert "cannot make a queue for answers" in last
-    assert "refused for user 'nobody'" in last
+    assert f"refused for user '{user}'" in last
 
 
 @pytest.mark.parametrize(

@@ -134,14 +134,15 @@ def test_a_broker_that_refuses_has_exit_code_3(rabbitmq: Node, tmp_path: Path, w
     assert "wrong-one" not in ended.stderr
 
 
-def test_it_needs_no_right_but_to_connect(rabbitmq: Node, vhost: str, tmp_path: Path) -> None:
+def test_it_needs_no_right_but_to_connect(
+    rabbitmq: Node, vhost: str, user: str, tmp_path: Path
+) -> None:
     """So an operator's account cannot harm anything."""
-    rabbitmq.add_user("watcher", "password")
-    rabbitmq.permit("watcher", vhost, configure="^$", write="^$", read="^$")
+    rabbitmq.permit(user, vhost, configure="^$", write="^$", read="^$")
     with Bench(rabbitmq.url(vhost)) as bench:
         bench.connect().declare(Queue("shop", "classic"), Queue("shop.dead", "classic"))
     config = tmp_path / "shop.conf"
     config.write_text("[service:shop]\n")
-    url = rabbitmq.url(vhost, user="watcher", password="password")
+    url = rabbitmq.url(vhost, user=user, password="password")
     ended = commands.run("tavrida", "status", "--config-file", config, "--url", url, "-f", "json")
     assert (4, "nobody reads it") == (ended.code, row_of(ended)["State"])
