@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -351,22 +352,24 @@ def _workload(peers: dict[str, Any], workload: str, reference: str) -> list[str]
     def figure(each: dict[str, Any]) -> float:
         return 1e6 * float(each["p50"]) if is_timed else rate_of(each)
 
-    compared = _values(peers.get(reference, {"rounds": []}), workload, figure)
+    compared = peers.get(reference, {"rounds": []})
     head = ["", name, f"{'÷' if is_timed else 'of'} {reference}"]
     if is_timed:
         head.append("p99 µs")
     sides = ("client", "server") if workload != "W3" else ("publisher", "subscriber")
-    head += [f"CPU s/1000: {sides[0]}", sides[1], "broker", "sum"]
+    head += [f"CPU s/1000: {sides[0]}", sides[1], "broker", "sum", f"÷ {reference}"]
     rows = []
     for peer, result in peers.items():
         values = _values(result, workload, figure)
         if not values:
             continue
-        row = [peer, spread(values, 0), _ratio(values, compared)]
+        row = [peer, spread(values, 0), _ratio(result, compared, workload, figure)]
         if is_timed:
             p99 = _values(result, workload, lambda each: 1e6 * float(each["p99"]))
             row.append(f"{statistics.median(p99):,.0f}")
-        rows.append([*row, *(_cpu(result, workload, who) for who in CPU_COLUMNS)])
+        row += [_cpu(result, workload, who) for who in CPU_COLUMNS]
+        used = functools.partial(per_1000, who=CPU_COLUMNS[-1])
+        rows.append([*row, _ratio(result, compared, workload, used)])
     return markdown(head, rows)
 
 
@@ -414,10 +417,20 @@ def _cpu(result: dict[str, Any], workload: str, who: Sequence[str]) -> str:
     return f"{statistics.median(values):.3f}" if values else "-"
 
 
-def _ratio(values: Sequence[float], reference: Sequence[float]) -> str:
-    if not reference:
-        return "-"
-    return f"{statistics.median(values) / statistics.median(reference):.2f}"
+def _ratio(
+    result: dict[str, Any],
+    reference: dict[str, Any],
+    workload: str,
+    figure: Callable[[dict[str, Any]], float | None],
+) -> str:
+    # Round by round: a machine that is slower for a while is so for both.
+    rounds = [
+        (figure(each[workload]), figure(other[workload]))
+        for each, other in zip(result["rounds"], reference["rounds"], strict=False)
+        if workload in each and workload in other
+    ]
+    ratios = [value / other for value, other in rounds if value is not None and other]
+    return f"{statistics.median(ratios):.2f}" if ratios else "-"
 
 
 # -- the command ---------------------------------------------------------------------------------

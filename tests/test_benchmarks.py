@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,31 @@ def test_an_unknown_peer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         comparison.main(["--peers", "pika"])
     assert "there is no pika; there is: pika-select, pika-confirmed" in capsys.readouterr().err
+
+
+def test_ratios_are_of_what_was_measured_in_the_same_round() -> None:
+    """A machine that is slow for a while does not favour who ran just then."""
+
+    def peer(*seconds: float) -> dict[str, Any]:
+        sides = ("client_cpu", "server_cpu", "broker_cpu")
+        rounds = [
+            {
+                "machine": 1,
+                "failures": [],
+                "W3": {"count": 1000, "seconds": each, **dict.fromkeys(sides, each)},
+            }
+            for each in seconds
+        ]
+        return {"rounds": rounds, "import": 0}
+
+    peers = {"pika-select": peer(1, 4, 2), "tavrida": peer(2, 4, 1)}
+    lines = comparison.report({"about": {}, "peers": peers})
+    (row,) = [line.split("|") for line in lines if line.startswith("| tavrida ")]
+    assert ["1.00", "1.00"] == [row[3].strip(), row[8].strip()]
+    del peers["pika-select"]["rounds"][1:]
+    lines = comparison.report({"about": {}, "peers": peers})
+    (row,) = [line.split("|") for line in lines if line.startswith("| tavrida ")]
+    assert ["0.50", "2.00"] == [row[3].strip(), row[8].strip()]
 
 
 @pytest.mark.slow
