@@ -9,23 +9,21 @@ import functools
 import heapq
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from tavrida import envelope, exceptions, messages
 from tavrida.loop import LoopThread
-from tavrida.messages import IncomingError, IncomingResponse, Request
+from tavrida.messages import IncomingError, IncomingResponse, Message, Request
 from tavrida.plugins.serializers import Serializers
 from tavrida.plugins.transports import Delivery, Done, Transport
+from tavrida.waiting import Waiting
 
 LOG = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 class Answer(Protocol):
@@ -50,48 +48,6 @@ ENDED = 1000
 #: Seconds. Whoever handles a call counts its time a little shorter: the wire has milliseconds,
 #: and clocks differ. A CallTimeout from there that comes so near to our own deadline is ours.
 MARGIN = 0.02
-
-
-class Waiting(Generic[Result]):
-    """The end of a call, or a confirm, for a thread that does nothing but wait for it.
-
-    A tenth of the price of a future, which can be looked at, cancelled and called back of. Who ends
-    it waits for no lock, which a signal handler could keep who waits from ever giving back.
-    """
-
-    __slots__ = ("_error", "_lock", "_result")
-
-    def __init__(self) -> None:
-        self._error: BaseException | None = None
-        self._lock = threading.Lock()
-        self._lock.acquire()  # released by the end
-
-    def set_result(self, result: Result, /) -> None:
-        self._result = result
-        self._end()
-
-    def set_exception(self, exception: BaseException, /) -> None:
-        self._error = exception
-        self._end()
-
-    def _end(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:
-            raise InvalidStateError from None
-
-    def cancelled(self) -> bool:
-        return False
-
-    def result(self) -> Result:
-        """Wait, then return the result or raise why there is none; once."""
-        self._lock.acquire()
-        if self._error is not None:
-            try:
-                raise self._error
-            finally:
-                self._error = None  # its traceback has this frame, which has us
-        return self._result
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +174,11 @@ class Caller:
     def forget(self, request: Request) -> None:
         """Stop waiting: nobody wants the answer any more."""
         self._waiters.pop(request.request_id, None)
+
+    def has_only(self, message: Message) -> bool:
+        """Tell whether no answer is awaited, but maybe that to this message. Thread-safe."""
+        count = len(self._waiters)
+        return count == 0 or (count == 1 and message.request_id in self._waiters)
 
     def _wait_for(self, request: Request, answer: Answer) -> bool:
         """Note who waits; False where the reply queue went meanwhile, and the answer ended."""
@@ -370,4 +331,6 @@ def _end(answer: Answer, outcome: IncomingResponse | BaseException) -> None:
     except (InvalidStateError, asyncio.InvalidStateError):
         pass  # it was cancelled
     except BaseException:  # a SystemExit of what somebody added to a future: others go on waiting
+        if isinstance(answer, Waiting):
+            raise  # a signal handler's, in the thread that waits
         LOG.exception("A callback of a future wanted to end the program.")

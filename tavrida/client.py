@@ -33,7 +33,7 @@ import msgspec
 
 from tavrida import envelope, exceptions, outgoing, plugins, proxies
 from tavrida.addresses import Address, AddressBook
-from tavrida.calls import Caller, Waiting, forget_cancelled, watched
+from tavrida.calls import Caller, forget_cancelled, watched
 from tavrida.config import ConnectionConfig
 from tavrida.discovery import Discovery
 from tavrida.entry_point import EntryPoint
@@ -45,6 +45,7 @@ from tavrida.plugins.serializers import Serializer, Serializers
 from tavrida.plugins.transports import Done, Events, Transport
 from tavrida.publishing import Publisher
 from tavrida.topology import Exchange, Topology
+from tavrida.waiting import Waiting
 
 Result = TypeVar("Result")
 
@@ -368,6 +369,25 @@ class _Link:
         """True once it was connected."""
         return self._was_opened or (self.opened.done() and self.opened.exception() is None)
 
+    def wait(
+        self,
+        end: Waiting[Result],
+        message: Message,
+        read: Callable[[Waiting[Result], float, Callable[[], bool]], None],
+    ) -> Result:
+        """Wait for the end of a message that this thread has sent; return its result.
+
+        ``read`` is how the transport reads in this thread. Of a user's code only that of a
+        serializer runs there.
+        """
+        left = message.time_left
+        seconds = self.transport.config.publish_timeout if left is None else left
+        read(end, seconds, functools.partial(self._has_only, message))
+        return end.result()
+
+    def _has_only(self, message: Message) -> bool:
+        return self.publisher.has_only(message) and self.caller.has_only(message)
+
     def not_connected(self, seconds: float) -> exceptions.ConnectionFailed:
         """Return the error of a message that waited so long for the first connection."""
         return exceptions.not_connected(f"{seconds} s (publish_timeout)", self.transport.trouble)
@@ -608,9 +628,11 @@ class _Sender(_Connector):
         confirmed: Waiting[None] = Waiting()
         end: Done = functools.partial(_confirm, confirmed)
         if telling is not None:
-            end = telling(end)
-        link.publisher.send(message, address, self._serializers.default, end)
-        confirmed.result()
+            link.publisher.send(message, address, self._serializers.default, telling(end))
+            confirmed.result()
+        else:
+            link.publisher.send(message, address, self._serializers.default, end)
+            link.wait(confirmed, message, link.transport.read_confirm)
 
     def _wait_until_open(self, link: _Link) -> None:
         timeout = self._config.publish_timeout
@@ -631,8 +653,10 @@ class _Sender(_Connector):
         if self._outgoing is not None:
             return self.ask(request, timeout).result()
         answer: Waiting[IncomingResponse] = Waiting()
-        self._ask(request, timeout, answer)
-        return answer.result()
+        link = self._ask(request, timeout, answer)
+        if request.raises:  # classes whose objects are made where the answer is read
+            return answer.result()
+        return link.wait(answer, request, link.transport.read_answer)
 
     wait = call
 
@@ -653,7 +677,7 @@ class _Sender(_Connector):
         request: Request,
         timeout: float | None,
         answer: Waiting[IncomingResponse] | Future[IncomingResponse],
-    ) -> None:
+    ) -> _Link:
         link = self._begin()
         address = self._address_of(request)
         if isinstance(answer, Future):
@@ -665,6 +689,7 @@ class _Sender(_Connector):
 
         through = send if self._outgoing is None else self._outgoing.through(send)
         link.caller.ask(request, timeout, None, through, answer)
+        return link
 
 
 class _Distant(Generic[Result]):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tavrida import context, copies, envelope, exceptions, messages, middleware
 from tavrida.addresses import Address
-from tavrida.calls import Answer, Caller, Waiting, check_time, forget_cancelled
+from tavrida.calls import Answer, Caller, check_time, forget_cancelled
 from tavrida.copies import NEW, History
 from tavrida.dead_letters import dead_letter
 from tavrida.dispatcher import Handler
@@ -40,6 +40,7 @@ from tavrida.retries import Policy
 from tavrida.router import Router
 from tavrida.topology import Placement
 from tavrida.turns import Gate
+from tavrida.waiting import Waiting
 
 LOG = logging.getLogger(__name__)
 

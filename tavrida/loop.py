@@ -10,6 +10,8 @@ import contextlib
 import contextvars
 import functools
 import logging
+import os
+import select
 import selectors
 import sys
 import threading
@@ -102,6 +104,17 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self, turn: threading.RLock) -> None:
         super().__init__()
         self._turn = turn
+        # A private name of Python's, which may go; and other systems have none.
+        self._epoll: Any = getattr(self, "_selector", None)
+        self.can_mute = hasattr(select, "epoll") and isinstance(self._epoll, select.epoll)
+
+    def mute(self, socket: int) -> None:
+        """Wait no more for what comes in, where ``can_mute``; until ``unmute``."""
+        self._epoll.modify(socket, 0)
+
+    def unmute(self, socket: int) -> None:
+        """Wait for what comes in again, and for nothing else."""
+        self._epoll.modify(socket, select.EPOLLIN)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
@@ -134,14 +147,19 @@ class LoopThread:
         self._turn = threading.RLock()
         # What threading.Condition asks it; typeshed does not know.
         self._has_turn: Callable[[], bool] = self._turn._is_owned  # type: ignore[attr-defined] # noqa: SLF001
-        self.loop = asyncio.SelectorEventLoop(_Selector(self._turn))
+        self._selector = _Selector(self._turn)
+        self.loop = asyncio.SelectorEventLoop(self._selector)
         self._mailbox = Mailbox(self.loop, self.turn)
         # What asyncio's loops have ready to run; a private name of theirs, which may go.
         self._ready: Collection[object] = getattr(self.loop, "_ready", (None,))
+        # Of what another thread does for the loop: what that leaves to it is not part of what the
+        # thread does.
+        self._context = contextvars.Context()
         self._at_end: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._is_in_turn = False
         self._will_end = False
         self._is_stopped = False
+        self._process = os.getpid()
         self._lock = threading.RLock()  # signal handlers, too, start what they send
         self._thread = _Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -209,7 +227,12 @@ class LoopThread:
         signal handler may raise anywhere in it. Thread-safe.
         """
         turn = self._turn
-        if self._mailbox.waiting or self._is_stopped or self._has_turn():
+        if (
+            self._mailbox.waiting
+            or self._is_stopped
+            or self._has_turn()
+            or self._process != os.getpid()  # what others read there is missing here
+        ):
             return False
         try:
             is_free = turn.acquire(blocking=False)
@@ -240,16 +263,44 @@ class LoopThread:
         """Raise CallError in a signal handler that would wait for ever: where ``is_busy_here``."""
         if self.is_busy_here:
             raise exceptions.CallError(
-                "this is a signal handler, and the thread that it interrupted was just sending "
-                "something, which goes on only after it: set a flag here, or use .future() and do "
-                "not wait for it"
+                "this is a signal handler, and the thread that it interrupted was just sending or "
+                "reading something, which goes on only after it: set a flag here, or use .future() "
+                "and do not wait for it"
             )
 
-    def turn(self, work: Callable[..., object], *args: Any) -> None:
+    @property
+    def can_mute(self) -> bool:
+        """True where ``mute`` may be called."""
+        # In its debug mode, asyncio forbids other threads what they may do with the turn.
+        return self._selector.can_mute and not self.loop.get_debug()
+
+    def mute(self, socket: int) -> None:
+        """Have the loop not read a socket, for another thread does; it is not woken for that.
+
+        In any thread that has the loop's turn.
+        """
+        self._selector.mute(socket)
+
+    def unmute(self, socket: int) -> None:
+        """Have the loop read a socket again that is open, and has nothing to write. As ``mute``."""
+        self._selector.unmute(socket)
+
+    def turn_here(self, work: Callable[..., Result], *args: Any) -> Result:
+        """As ``turn``, in another thread that has the loop's turn: within ``do_now``.
+
+        What is raised there may be a signal handler's: so it is not logged, but comes out of here.
+        """
+        try:
+            return self._context.run(self.turn, work, *args)
+        finally:
+            if self._ready:
+                self.loop.call_soon_threadsafe(_nothing)  # it sleeps, and does not see that
+
+    def turn(self, work: Callable[..., Result], *args: Any) -> Result:
         """Do some work whose end is worth to wait for with what it has to send; on the loop."""
         self._is_in_turn = True
         try:
-            work(*args)
+            return work(*args)
         finally:
             self._is_in_turn = False
             self.end_turn()
@@ -279,8 +330,8 @@ class LoopThread:
 
     def _end_soon(self) -> None:
         if not self._will_end:
-            self._will_end = True
             self.loop.call_soon(self._end, context=contextvars.Context())
+            self._will_end = True  # behind it: a signal handler may break that off
 
     def _end(self) -> None:
         self._will_end = False
@@ -294,9 +345,11 @@ class LoopThread:
             for callback, args in rest:
                 try:
                     callback(*args)
-                except Exception:
-                    LOG.exception("A callback failed: %r.", callback)
-                except BaseException:  # it wants to end the program
+                except BaseException as error:
+                    if isinstance(error, Exception) and self.is_current:
+                        LOG.exception("A callback failed: %r.", callback)
+                        continue
+                    # It wants to end the program, or is a signal handler's.
                     self._at_end[:0] = rest
                     self._end_soon()  # the others are not to wait for more
                     raise
@@ -368,6 +421,10 @@ async def in_thread(function: Callable[[], Result], name: str) -> Result:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await result
+
+
+def _nothing() -> None:
+    """What the loop is woken for when it is to look around."""
 
 
 def _closed() -> exceptions.ConnectionFailed:

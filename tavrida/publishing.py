@@ -41,6 +41,10 @@ class _Awaited(msgspec.Struct, eq=False, gc=False):
     done: Done
     keep: Keep | None
 
+    @property
+    def message_id(self) -> str:
+        return self.publication.properties.message_id
+
     def __call__(self, error: Exception | None) -> None:
         publisher, publication, done, keep = self.publisher, self.publication, self.done, self.keep
         publisher.release(self)
@@ -149,6 +153,13 @@ class Publisher:
     def unconfirmed(self) -> int:
         """How many messages await their confirm."""
         return len(self._awaited)
+
+    def has_only(self, message: Message) -> bool:
+        """Tell whether no confirm is awaited, but maybe that of this message. Thread-safe."""
+        if len(self._awaited) > 1:
+            return False
+        awaited = tuple(self._awaited)  # a set that others change must not be gone through
+        return all(each.message_id == message.message_id for each in awaited)
 
     @property
     def can_publish(self) -> bool:

@@ -40,6 +40,8 @@ ROOMS = [
     "logs",
     "topology",
     "proxies",
+    "interruptions",
+    "waiting",
     "loop",
     "workers",
     "plugins",

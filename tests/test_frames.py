@@ -567,6 +567,38 @@ def test_a_callback_that_raises_has_taken_its_frames(cause: str, size: int) -> N
     assert (2, [1, 2]) == (failures, events)
 
 
+@patient
+@given(streams(), st.integers(1, 300))
+def test_a_frame_that_is_given_back_comes_again(
+    given_stream: tuple[list[bytes], list[Event]], size: int
+) -> None:
+    """Before all that follows it, which waits for it."""
+    frames_of_it, events = given_stream
+    listener = Listener(delivered=DELIVERED, confirmed=CONFIRMED)
+    given_back: list[bytes] = []
+
+    def cold(data: bytes) -> None:
+        if given_back:
+            given_back.clear()
+            listener.events.append(("cold", data))
+        else:
+            given_back.append(data)
+            listener.reader.give_back(data)
+            raise ZeroDivisionError
+
+    listener.reader._cold = cold
+    stream = b"".join(frames_of_it)
+    for start in range(0, len(stream), size):
+        piece = stream[start : start + size]
+        while True:
+            try:
+                listener.reader.feed(piece)
+                break
+            except ZeroDivisionError:
+                piece = b""
+    assert events == listener.events
+
+
 def test_a_callback_may_forget_its_channel() -> None:
     """What follows on it goes to pika."""
     cold: list[bytes] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -454,6 +455,15 @@ def test_the_loop_sleeps_while_another_thread_works_for_it(loop: LoopThread) -> 
     thread.join(DEADLINE)
     settle(loop)
     assert ["work", "submitted"] == order
+
+
+def test_a_child_process_does_no_work_for_the_loop(loop: LoopThread) -> None:
+    """Which shares the sockets with its parent, and would take what comes for that."""
+    eventually(lambda: loop.do_now(lambda: True))
+    child = os.fork()
+    if not child:
+        os._exit(loop.do_now(lambda: True))
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])

@@ -28,7 +28,7 @@ class Bench:
         self.transport: Any = _AsyncPlaintextTransport(ours, Mock(), Mock())
         self.wire: Any = FastWire.__new__(FastWire)
         self.wire.loop = Mock(at_end=self._at_end.append)
-        self.wire._written, self.wire._size = [], 0
+        self.wire._written, self.wire._size, self.wire._muted = [], 0, -1
         self.wire._transport = self.transport
 
     def end_turn(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dis
 import gc
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -17,6 +18,11 @@ _LOOKS = {
     for name, number in dis.opmap.items()
     if name.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
 }
+
+
+def is_kept_by_asyncio() -> bool:
+    """Tell whether asyncio keeps an OSError to itself that is raised here: in waking its loop."""
+    return any(each.name == "_write_to_self" for each in traceback.extract_stack())
 
 
 def interrupt(work: Callable[[], object], moment: int, handler: Callable[[], None]) -> bool:

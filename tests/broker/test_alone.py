@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,11 +43,13 @@ def around(monkeypatch: pytest.MonkeyPatch) -> list[Around]:
     waiting: list[Around] = []
     send_now = FastWire.send_now
 
-    def send(self: FastWire, *args: Any) -> None:
+    def send(self: FastWire, *args: Any) -> bool:
+        is_sent: list[bool] = []
         if waiting:
-            waiting.pop()(lambda: send_now(self, *args))
+            waiting.pop()(lambda: is_sent.append(send_now(self, *args)))
         else:
-            send_now(self, *args)
+            is_sent.append(send_now(self, *args))
+        return is_sent.pop()
 
     monkeypatch.setattr(FastWire, "send_now", send)
     return waiting
@@ -141,9 +143,13 @@ def test_an_error_of_the_socket_is_not_the_senders(
     """The message goes out once more, over a new connection."""
 
     def fail(send: Callable[[], None]) -> None:
-        raise TimeoutError(errno.ETIMEDOUT, "the network is gone")
+        wire._transport._sock.shutdown(socket.SHUT_WR)
+        send()
 
     alone(client, around, lambda send: send())
+    link = client._sender._link
+    assert link is not None
+    wire: Any = getattr(link.transport, "_connection")  # noqa: B009 - of RabbitMQ's only
     around.append(fail)
     eventually(lambda: client.svc.note(n=5).cast() or not around)
     assert 5 == Service.seen.get(timeout=DEADLINE)

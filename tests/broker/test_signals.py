@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import random
@@ -21,7 +22,7 @@ from tavrida.client import RPCClient, _open_pipeline
 from tavrida.config import ConnectionConfig
 from tests.broker.conftest import Connect, Serve
 from tests.broker.echoing import Service
-from tests.broker.interruptions import interrupt
+from tests.broker.interruptions import interrupt, is_kept_by_asyncio
 from tests.waiting import DEADLINE, eventually
 
 pytestmark = pytest.mark.usefixtures("amqp_url")
@@ -73,19 +74,23 @@ def is_settled(client: RPCClient) -> bool:
     return not (link.publisher.unconfirmed or link.caller._waiters)
 
 
-@pytest.mark.parametrize("kind", WORK)
-def test_what_a_signal_breaks_off_harms_nothing_else(client: RPCClient, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error"), [*((kind, Alarm) for kind in WORK), ("call", BlockingIOError)]
+)
+def test_what_a_signal_breaks_off_harms_nothing_else(
+    client: RPCClient, kind: str, error: type[Exception]
+) -> None:
     """Whenever it comes: what follows gets its own answers and confirms, and nothing is left."""
 
     def alarm() -> None:
-        raise Alarm
+        raise Alarm if is_kept_by_asyncio() else error(errno.EAGAIN, "which a socket has as well")
 
     numbers = []
     for moment in itertools.count():
         try:
             if not interrupt(lambda: WORK[kind](client), moment, alarm):
                 break
-        except Alarm:
+        except (Alarm, error):
             pass
         else:
             pytest.fail(f"what was raised at moment {moment} was kept from who sends")

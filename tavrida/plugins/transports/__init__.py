@@ -11,7 +11,7 @@ import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -20,6 +20,7 @@ from tavrida.config import ConnectionConfig
 from tavrida.envelope import Properties, ReadProperties
 from tavrida.loop import LoopThread
 from tavrida.topology import Binding, Exchange, Queue, Topology
+from tavrida.waiting import Waiting
 
 #: Bytes of all properties and headers together: RabbitMQ's frames have 128 kB by default.
 MAX_PROPERTIES = 120_000
@@ -284,6 +285,21 @@ class Transport(abc.ABC):
             ConnectionFailed: the loop was stopped.
         """
         self.loop.submit(self.publish, publication, done)
+
+    def read_confirm(  # noqa: B027 - it may not pay
+        self, end: Waiting[None], seconds: float, is_alone: Callable[[], bool]
+    ) -> None:
+        """Read in this thread, which waits for a confirm, instead of on the loop; return any time.
+
+        A transport may save its loop waking this thread so, while ``is_alone()``: while nothing
+        else of this connection is awaited, until ``end`` has ended, and for no longer than
+        ``seconds``.
+        """
+
+    def read_answer(  # noqa: B027 - it may not pay
+        self, end: Waiting[Any], seconds: float, is_alone: Callable[[], bool]
+    ) -> None:
+        """Read in this thread, which waits for an answer; as ``read_confirm``."""
 
     @abc.abstractmethod
     async def close(self) -> None:

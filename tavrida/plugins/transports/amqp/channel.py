@@ -139,6 +139,8 @@ class AwaitableChannel:
                 elif self.pika.is_open:
                     self.pika.basic_nack(tag, requeue=True)
             except Exception:  # ours: the others are not to suffer from it
+                if not self._wire.loop.is_current:
+                    raise  # it may be a signal handler's
                 LOG.exception(
                     "A delivery of queue %s cannot be taken.", self.queues.get(consumer_tag)
                 )

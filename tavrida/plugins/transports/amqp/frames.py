@@ -31,6 +31,7 @@ from pika import frame, spec
 
 from tavrida import exceptions
 from tavrida.envelope import Properties, ReadProperties
+from tavrida.interruptions import is_raised_in
 from tavrida.plugins.transports import MAX_PROPERTIES, Publication
 from tavrida.plugins.transports.amqp.fields import pika_properties, plain
 
@@ -200,6 +201,9 @@ def ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
     return _ACK_FRAME.pack(_METHOD, channel, 13, spec.Basic.Ack.INDEX, tag, multiple, _END)
 
 
+#: Bytes of a confirm, which is a Basic.Ack too.
+CONFIRM_SIZE = _ACK_FRAME.size
+
 # -- what is received
 
 #: Flags of properties that are left to pika: content encoding, priority, expiration, user id,
@@ -264,7 +268,9 @@ def read_properties(encoded: bytes, start: int, end: int) -> DeliveredProperties
     properties = DeliveredProperties()
     try:
         offset = _read_properties(properties, encoded, start)
-    except (ValueError, IndexError, struct.error):
+    except (ValueError, IndexError, struct.error) as error:
+        if not is_raised_in(error, __name__):
+            raise
         offset = -1
     if offset == end:
         return properties
@@ -372,6 +378,10 @@ class Reader:
         self._delivered.pop(channel, None)
         self._confirmed.pop(channel, None)
 
+    def give_back(self, frame: bytes) -> None:
+        """Have the frame that is just handed on handed on again, by the next ``feed``."""
+        self._offset -= len(frame)
+
     def feed(self, data: bytes) -> None:
         """Read on, in a piece of any size.
 
@@ -426,7 +436,9 @@ class Reader:
                 at = offset + 12 + data[offset + 11]
                 tag, bits = _TAG.unpack_from(data, at)
                 exchange, routing_key = _route(data[at + 9 : end - 1])
-            except (IndexError, struct.error):
+            except (IndexError, struct.error) as error:
+                if not is_raised_in(error, __name__):
+                    raise
                 self._cold(data[offset:end])
                 return
             consumer_tag = _text(data[offset + 12 : at])

@@ -30,7 +30,7 @@ from pika.spec import Basic
 from tavrida import exceptions
 from tavrida.config import ConnectionConfig, redact
 from tavrida.envelope import ReadProperties
-from tavrida.loop import LoopThread
+from tavrida.loop import LoopThread, is_on_a_loop
 from tavrida.plugins.transports import (
     Differences,
     Done,
@@ -56,7 +56,8 @@ from tavrida.plugins.transports.amqp.declarations import (
     refusal_of,
     settings_of,
 )
-from tavrida.plugins.transports.amqp.frames import UNENCODABLE
+from tavrida.plugins.transports.amqp.frames import CONFIRM_SIZE, UNENCODABLE
+from tavrida.plugins.transports.amqp.leader import Leader
 from tavrida.plugins.transports.amqp.objections import (
     NOT_FOUND,
     is_named_in,
@@ -68,6 +69,7 @@ from tavrida.plugins.transports.amqp.tags import Tags
 from tavrida.plugins.transports.amqp.wire import PlainWire, Wire
 from tavrida.plugins.transports.reconnecting import ReconnectingTransport, closed
 from tavrida.topology import Binding, Exchange, Queue, Topology
+from tavrida.waiting import Waiting
 
 LOG = logging.getLogger(__name__)
 
@@ -147,6 +149,8 @@ class _Sending(msgspec.Struct, eq=False, gc=False):
         try:
             self.done(error)
         except Exception:
+            if not is_on_a_loop():
+                raise  # it may be a signal handler's, in the thread that reads
             LOG.exception("A callback of a confirm failed.")
 
 
@@ -201,6 +205,7 @@ class AMQPTransport(ReconnectingTransport):
         self._is_renewing = False
         self._guard: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._leader = Leader(loop)
 
     @classmethod
     def check(cls, config: ConnectionConfig) -> None:
@@ -649,7 +654,30 @@ class AMQPTransport(ReconnectingTransport):
         if self._sweeper is None:
             self._sweep()
 
+    def read_confirm(
+        self, end: Waiting[None], seconds: float, is_alone: Callable[[], bool]
+    ) -> None:
+        self._read_until(end, seconds, is_alone, least=1)
+
+    def read_answer(self, end: Waiting[Any], seconds: float, is_alone: Callable[[], bool]) -> None:
+        # The confirm of its request, which comes before, is no reason to wake up.
+        self._read_until(end, seconds, is_alone, least=CONFIRM_SIZE + 1)
+
+    def _read_until(
+        self, end: Waiting[Any], seconds: float, is_alone: Callable[[], bool], *, least: int
+    ) -> None:
+        connection = self._connection
+        if connection is not None:
+            may_lead = functools.partial(self._may_lead, is_alone)
+            self._leader.read_until(connection, end, seconds, may_lead, least=least)
+
+    def _may_lead(self, is_alone: Callable[[], bool]) -> bool:
+        # Else there is nothing to read yet; and the sweeper sees to it that the loop reads again.
+        return bool(self._unconfirmed) and self._sweeper is not None and is_alone()
+
     def submit(self, publication: Publication, done: Done) -> None:
+        if self._leader.lead is not None:
+            self._leader.dismiss()
         # As Nagle's algorithm does it: what is alone leaves at once, what comes while something
         # is on its way leaves together.
         is_alone = not self._unconfirmed and len(publication.body) <= MAX_ALONE
@@ -684,14 +712,10 @@ class AMQPTransport(ReconnectingTransport):
         self._is_half_sent = True
         self._last_tag = tag
         self._unconfirmed[tag] = sending
-        try:
-            connection.send_now(data)
-        except OSError as error:
-            if error.errno is None:  # of a signal handler, not of the socket
-                raise
-            self.loop.submit(self._is_whole)
-        else:
+        if connection.send_now(data):
             self._is_half_sent = False
+        else:
+            self.loop.submit(self._is_whole)
         return True
 
     def _sending(self, publication: Publication, done: Done) -> _Sending:
@@ -803,9 +827,12 @@ class AMQPTransport(ReconnectingTransport):
         unconfirmed = self._unconfirmed
         each = next(iter(unconfirmed), 0) if multiple else tag
         while 0 < each <= tag:
-            sending = unconfirmed.pop(each, None)
+            sending = unconfirmed.get(each)
             if sending is not None:  # else its deadline passed
                 self._conclude(sending, is_ack=is_ack)
+                # Not before: what a signal handler breaks off here is sent once more.
+                if unconfirmed.get(each) is sending:
+                    del unconfirmed[each]
             each = next(iter(unconfirmed), 0) if multiple else 0
         if not self._unconfirmed:
             self._returned.clear()  # of those whose deadline passed
@@ -932,7 +959,8 @@ class AMQPTransport(ReconnectingTransport):
             )
         if self._is_renewing:
             self._renew()
-        if self._outbox or self._unconfirmed or self._refused:
+        self._leader.look()
+        if self._outbox or self._unconfirmed or self._refused or self._leader.lead is not None:
             pause = min(1.0, self.config.publish_timeout / 4)
             self._sweeper = self.loop.loop.call_later(pause, self._sweep)
 
@@ -948,9 +976,11 @@ class AMQPTransport(ReconnectingTransport):
 
     async def close(self) -> None:
         self._is_closing = True
+        self._leader.close()
         for waiting in (self._sweeper, self._renewal, self._guard):
             if waiting is not None:
                 waiting.cancel()
+        self._sweeper = None
         connection = self._connection
         if connection is not None and connection.is_open and self._lost is not None:
             self._part(connection)

@@ -15,6 +15,8 @@ This goes below pika's public API. It is used with the versions that it was test
 from __future__ import annotations
 
 import contextlib
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import pika.exceptions
@@ -23,6 +25,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.channel import Channel
 
+from tavrida.interruptions import is_raised_in
 from tavrida.loop import LoopThread
 from tavrida.plugins.transports import Publication
 from tavrida.plugins.transports.amqp import fields, frames
@@ -69,11 +72,10 @@ class PlainWire(AsyncioConnection):
         """Return a message for ``send_now``; raises UNENCODABLE."""
         raise NotImplementedError
 
-    def send_now(self, data: bytes) -> None:
+    def send_now(self, data: bytes) -> bool:
         """Send a message at once, where ``is_idle``; in any thread that has the loop's turn.
 
-        Raises:
-            OSError: of the socket; how much was sent nobody knows.
+        Return False where the socket failed, so that nobody knows how much was sent.
         """
         raise NotImplementedError
 
@@ -84,6 +86,34 @@ class PlainWire(AsyncioConnection):
     def acknowledge(self, channel: Channel, tag: int, *, multiple: bool) -> None:
         """Acknowledge a delivery, or all up to it, of a channel that is open."""
         channel.basic_ack(tag, multiple)
+
+    @property
+    def can_mute(self) -> bool:
+        """True while another thread than the loop's may ``read``. With the loop's turn."""
+        return False
+
+    def mute(self, give_way: Callable[[], None]) -> int:
+        """Have the loop not read until ``unmute``; return the socket, for who is to ``read``.
+
+        Where ``can_mute``; in any thread that has the loop's turn. ``give_way`` is called on the
+        loop when that sends something itself, whose answer it expects, or has to read.
+        """
+        raise NotImplementedError
+
+    def unmute(self) -> None:
+        """Have the loop read again, if it was muted. In any thread that has the loop's turn."""
+
+    def expect(self, least: int) -> None:
+        """Have the operating system wake who waits for a muted socket for so many bytes only."""
+        raise NotImplementedError
+
+    def read(self) -> bool:
+        """Read what is there, and hand it on; False where the loop has to go on with it.
+
+        In any thread that has the loop's turn. What that thread's signal handlers raise comes out,
+        and leaves the connection to ``break_off``.
+        """
+        raise NotImplementedError
 
     def watch(
         self, channel: Channel, delivered: Delivered | None, confirmed: Confirmed | None
@@ -98,6 +128,10 @@ class PlainWire(AsyncioConnection):
         super().close(*args, **kwargs)
 
 
+class _ForTheLoop(Exception):
+    """Another thread than the loop's has read what is pika's."""
+
+
 class FastWire(PlainWire):
     """A connection that writes once a turn, and reads deliveries and confirms past pika."""
 
@@ -106,6 +140,10 @@ class FastWire(PlainWire):
         self._size = 0
         self._reader = frames.Reader(self._read_cold)
         self._is_open_for_messages = False
+        #: The socket, while the loop does not read it.
+        self._muted = -1
+        self._give_way: Callable[[], None] = self.unmute
+        self._has_heard = False
         super().__init__(loop, **kwargs)
 
     # -- out
@@ -117,25 +155,39 @@ class FastWire(PlainWire):
 
     @property
     def is_idle(self) -> bool:
+        return not self._written and self._has_sent_all
+
+    @property
+    def _is_plain(self) -> bool:
+        """True while there is a connection, without TLS."""
         transport: Any = self._transport
         return (
-            not self._written
-            and isinstance(transport, _AsyncPlaintextTransport)
+            isinstance(transport, _AsyncPlaintextTransport)
             and transport._state == transport._STATE_ACTIVE
-            and not transport._tx_buffers
         )
+
+    @property
+    def _has_sent_all(self) -> bool:
+        """True while the connection is open, and its socket took all that was written."""
+        transport: Any = self._transport
+        return self._is_plain and not transport._tx_buffers
 
     def encoded(self, channel: Channel, publication: Publication) -> bytes:
         return frames.publish_frames(channel.channel_number, publication, self._body_max_length)
 
-    def send_now(self, data: bytes) -> None:
+    def send_now(self, data: bytes) -> bool:
         transport: Any = self._transport
         try:
             sent = transport._sock.send(data)
-        except BlockingIOError:
+        except OSError as error:
+            if not is_raised_in(error, __name__):
+                raise
+            if not isinstance(error, BlockingIOError):
+                return False
             sent = 0
         if sent < len(data):
             transport.write(data[sent:])
+        return True
 
     def break_off(self, why: str) -> None:
         self._written.clear()
@@ -148,6 +200,8 @@ class FastWire(PlainWire):
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._written:
             self.loop.at_end(self._write)
+            if self._muted >= 0 and self.loop.is_current:
+                self._give_way()
         self._written.append(data)
         self._size += len(data)
         if self._size >= MUCH:
@@ -185,14 +239,49 @@ class FastWire(PlainWire):
     def _proto_connection_made(self, transport: Any) -> None:
         super()._proto_connection_made(transport)
         if isinstance(transport, _AsyncPlaintextTransport):
-            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read)
+            self.ioloop.add_reader(transport._sock.fileno(), self.loop.turn, self._read_on_loop)
 
-    def _read(self) -> None:
-        """Read once; pika's own reader asks again until there is nothing."""
+    @property
+    def can_mute(self) -> bool:
+        return self.is_idle and self.is_open and self.loop.can_mute
+
+    def mute(self, give_way: Callable[[], None]) -> int:
+        transport: Any = self._transport
+        self._give_way, self._has_heard = give_way, False
+        self._muted = transport._sock.fileno()
+        self.loop.mute(self._muted)
+        return self._muted
+
+    def expect(self, least: int) -> None:
+        transport: Any = self._transport
+        sock = transport and transport._sock
+        if sock is not None:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+            except OSError as error:  # the loop is just closing it
+                if not is_raised_in(error, __name__):
+                    raise
+
+    def unmute(self) -> None:
+        # Where the socket has to be written to, the loop watches it anew, for reading too.
+        if self._muted >= 0 and self._has_sent_all:
+            self.loop.unmute(self._muted)
+        self._muted = -1
+
+    def _read_on_loop(self) -> None:
+        if self._muted >= 0:
+            # The loop may have seen that something came before it was muted: who reads now is
+            # waiting for that, and would sleep on without it. The next time it is the end of the
+            # connection, of which it is told in any case; or it has to write, and so listens.
+            if self._has_heard:
+                self._give_way()
+            self._has_heard = True
+            return
         transport: Any = self._transport
         sock = transport and transport._sock
         if sock is None:
             return
+        # Once; pika's own reader asks again until there is nothing.
         try:
             data = sock.recv(READ)
         except (BlockingIOError, InterruptedError):
@@ -200,13 +289,44 @@ class FastWire(PlainWire):
         except OSError as error:
             transport._initiate_abort(error)
             return
-        if not data:
+        if data:
+            self._feed(data)
+        else:
             transport._on_socket_readable()  # its way of ending
-            return
+
+    def _feed(self, data: bytes) -> None:
         try:
             self._on_data_available(data)
         except Exception as error:
+            self._abort(error)
+
+    def _abort(self, error: Exception) -> None:
+        if self._is_plain:
+            transport: Any = self._transport
             transport._initiate_abort(error)
+
+    def read(self) -> bool:
+        transport: Any = self._transport
+        try:
+            data = transport._sock.recv(READ)
+        except OSError as error:
+            if not is_raised_in(error, __name__):
+                raise
+            if isinstance(error, BlockingIOError):
+                return True
+            self.loop.submit(self._abort, error)
+            return False
+        if not data:
+            return False  # the loop sees that, too
+        try:
+            self._on_data_available(data)
+        except _ForTheLoop:
+            self.loop.submit(self._feed, b"")
+        except pika.exceptions.AMQPError as error:
+            self.loop.submit(self._abort, error)
+        else:
+            return True
+        return False
 
     def _on_data_available(self, data_in: bytes) -> None:
         if self._is_open_for_messages:
@@ -221,6 +341,10 @@ class FastWire(PlainWire):
                 self._reader.feed(rest)
 
     def _read_cold(self, data: bytes) -> None:
+        if not self.loop.is_current:
+            # Of a future of asyncio that a signal handler breaks off nobody would ever hear.
+            self._reader.give_back(data)
+            raise _ForTheLoop
         _, frame = pika.frame.decode_frame(data)
         if frame is not None:
             self._process_frame(frame)
