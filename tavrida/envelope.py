@@ -361,6 +361,8 @@ def _is_object(data: object) -> bool:
     """Tell whether this is an object with names; JSON has no others, MessagePack has."""
     if not isinstance(data, dict):
         return False
+    if not data:
+        return True
     try:
         "".join(data)  # which looks at each key in C
     except TypeError:

@@ -112,9 +112,9 @@ class AMQPDelivery(msgspec.Struct, eq=False, weakref=True):
 
     def ack(self) -> None:
         """Tell the broker to forget the message."""
-        if self.is_live:
+        if not self.is_settled:
             self.is_settled = True
-            self.tags.acknowledge(self.tag)
+            self.tags.acknowledge(self.tag)  # which sends it only where that means something
 
     def requeue(self) -> None:
         """Give the message back untouched."""
