@@ -586,3 +586,18 @@ def test_only_a_loss_that_nobody_was_told_of_is_a_warning(
         eventually(lambda: levels() == [logging.DEBUG, logging.WARNING])
         for _ in levels():
             connection.lost.get(timeout=DEADLINE)
+
+
+def test_a_connection_that_is_just_closing_has_closed_before_its_loop_ends(amqp_url: str) -> None:
+    """Its socket would stay open as long as the program runs."""
+    with Bench(amqp_url) as bench:
+        connection = bench.connect()
+        wire: Any = getattr(connection.transport, "_connection")  # noqa: B009 - of RabbitMQ's only
+        sock = wire._transport._sock
+
+        async def close() -> None:
+            wire.close()
+            await connection.transport.close()
+
+        connection.transport.loop.run(close())
+        assert -1 == sock.fileno()

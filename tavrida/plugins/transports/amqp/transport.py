@@ -982,8 +982,9 @@ class AMQPTransport(ReconnectingTransport):
                 waiting.cancel()
         self._sweeper = None
         connection = self._connection
-        if connection is not None and connection.is_open and self._lost is not None:
-            self._part(connection)
+        if connection is not None and self._lost is not None:
+            if connection.is_open:  # else it closes already
+                self._part(connection)
             await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT)
         await self._stop_keeping()
         self._fail_all(closed())
