@@ -8,6 +8,13 @@ one comes out of whatever was just called, also out of what raises such exceptio
 
 from __future__ import annotations
 
+import threading
+
+
+def may_come() -> bool:
+    """Tell whether an exception may be a signal handler's here: in the main thread."""
+    return threading.current_thread() is threading.main_thread()
+
 
 def is_raised_in(error: BaseException, module: str) -> bool:
     """Tell whether code of this module raised an exception, or C code that it called.

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
-from tavrida import exceptions
+from tavrida import exceptions, interruptions
 
 LOG = logging.getLogger(__name__)
 
@@ -104,17 +104,6 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self, turn: threading.RLock) -> None:
         super().__init__()
         self._turn = turn
-        # A private name of Python's, which may go; and other systems have none.
-        self._epoll: Any = getattr(self, "_selector", None)
-        self.can_mute = hasattr(select, "epoll") and isinstance(self._epoll, select.epoll)
-
-    def mute(self, socket: int) -> None:
-        """Wait no more for what comes in, where ``can_mute``; until ``unmute``."""
-        self._epoll.modify(socket, 0)
-
-    def unmute(self, socket: int) -> None:
-        """Wait for what comes in again, and for nothing else."""
-        self._epoll.modify(socket, select.EPOLLIN)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is not None and timeout <= 0:
@@ -147,8 +136,11 @@ class LoopThread:
         self._turn = threading.RLock()
         # What threading.Condition asks it; typeshed does not know.
         self._has_turn: Callable[[], bool] = self._turn._is_owned  # type: ignore[attr-defined] # noqa: SLF001
-        self._selector = _Selector(self._turn)
-        self.loop = asyncio.SelectorEventLoop(self._selector)
+        selector = _Selector(self._turn)
+        # A private name of Python's, which may go; and other systems have none.
+        self._epoll: Any = getattr(selector, "_selector", None)
+        self._has_epoll = hasattr(select, "epoll") and isinstance(self._epoll, select.epoll)
+        self.loop = asyncio.SelectorEventLoop(selector)
         self._mailbox = Mailbox(self.loop, self.turn)
         # What asyncio's loops have ready to run; a private name of theirs, which may go.
         self._ready: Collection[object] = getattr(self.loop, "_ready", (None,))
@@ -272,18 +264,18 @@ class LoopThread:
     def can_mute(self) -> bool:
         """True where ``mute`` may be called."""
         # In its debug mode, asyncio forbids other threads what they may do with the turn.
-        return self._selector.can_mute and not self.loop.get_debug()
+        return self._has_epoll and not self.loop.get_debug()
 
     def mute(self, socket: int) -> None:
         """Have the loop not read a socket, for another thread does; it is not woken for that.
 
-        In any thread that has the loop's turn.
+        Of its end the loop is told all the same. In any thread that has the loop's turn.
         """
-        self._selector.mute(socket)
+        self._epoll.modify(socket, 0)
 
     def unmute(self, socket: int) -> None:
         """Have the loop read a socket again that is open, and has nothing to write. As ``mute``."""
-        self._selector.unmute(socket)
+        self._epoll.modify(socket, select.EPOLLIN)
 
     def turn_here(self, work: Callable[..., Result], *args: Any) -> Result:
         """As ``turn``, in another thread that has the loop's turn: within ``do_now``.
@@ -346,7 +338,7 @@ class LoopThread:
                 try:
                     callback(*args)
                 except BaseException as error:
-                    if isinstance(error, Exception) and self.is_current:
+                    if isinstance(error, Exception) and not interruptions.may_come():
                         LOG.exception("A callback failed: %r.", callback)
                         continue
                     # It wants to end the program, or is a signal handler's.

@@ -8,6 +8,8 @@ import threading
 from concurrent.futures import InvalidStateError
 from typing import Generic, TypeVar
 
+from tavrida.interruptions import is_raised_in
+
 Result = TypeVar("Result")
 
 
@@ -36,7 +38,9 @@ class Waiting(Generic[Result]):
     def _end(self) -> None:
         try:
             self._lock.release()
-        except RuntimeError:
+        except RuntimeError as error:
+            if not is_raised_in(error, __name__):
+                raise
             raise InvalidStateError from None
 
     def cancelled(self) -> bool:

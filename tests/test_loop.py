@@ -457,6 +457,18 @@ def test_the_loop_sleeps_while_another_thread_works_for_it(loop: LoopThread) -> 
     assert ["work", "submitted"] == order
 
 
+def test_a_sleeping_loop_hears_of_what_another_thread_began_on_it(loop: LoopThread) -> None:
+    """In a turn there, where nothing else would wake it."""
+    begun = threading.Event()
+
+    def work() -> bool:
+        loop.turn_here(loop.loop.call_soon, begun.set)
+        return True
+
+    eventually(lambda: loop.do_now(work))
+    assert begun.wait(DEADLINE)
+
+
 def test_a_child_process_does_no_work_for_the_loop(loop: LoopThread) -> None:
     """Which shares the sockets with its parent, and would take what comes for that."""
     eventually(lambda: loop.do_now(lambda: True))

@@ -7,9 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import select
 import signal
 import socket
+import sys
+import termios
 import threading
 import time
 import traceback
@@ -20,13 +23,15 @@ from typing import Any
 
 import pytest
 
-from tavrida import dispatcher, exceptions
+from tavrida import dispatcher, envelope, exceptions, messages
 from tavrida.client import RPCClient
 from tavrida.config import ConnectionConfig
-from tavrida.plugins.transports.amqp.leader import LEASE, Leader
+from tavrida.plugins.transports.amqp.frames import CONFIRM_SIZE
+from tavrida.plugins.transports.amqp.leader import Leader
 from tavrida.plugins.transports.amqp.transport import AMQPTransport
 from tavrida.plugins.transports.amqp.wire import FastWire
 from tavrida.service import ServiceController
+from tavrida.waiting import Waiting
 from tests.broker.conftest import Connect, Serve
 from tests.broker.interruptions import interrupt, is_kept_by_asyncio
 from tests.waiting import DEADLINE, eventually
@@ -59,10 +64,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 @pytest.fixture
-def client(serve: Serve, connect: Connect, gate: threading.Event) -> RPCClient:
-    """One that has made its first call, of which the loop has nothing more to do."""
+def client(
+    serve: Serve, connect: Connect, config: ConnectionConfig, gate: threading.Event
+) -> RPCClient:
+    """One that has made its first call, of which the loop has nothing more to do, nor soon has."""
     serve(Service)
-    client = connect("svc")
+    client = connect("svc", config=replace(config, heartbeat=3600))
     assert 0 == echo(client, 0)
     return client
 
@@ -80,20 +87,21 @@ def transport_of(client: RPCClient) -> AMQPTransport:
 
 @pytest.fixture
 def readers(client: RPCClient, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
-    """The threads that read anything for the client, each time that they do."""
+    """The threads that read anything for the client, the loop's too, each time that they do."""
     threads: list[threading.Thread] = []
-    read, wire = FastWire.read, transport_of(client)._connection
+    take, wire = FastWire._on_data_available, transport_of(client)._connection
 
-    def note(self: FastWire) -> None:
+    def note(self: FastWire, data: bytes) -> None:
         if self is wire:
             threads.append(threading.current_thread())
-        read(self)
+        take(self, data)
 
-    monkeypatch.setattr(FastWire, "read", note)
+    monkeypatch.setattr(FastWire, "_on_data_available", note)
     return threads
 
 
-#: Makes a call that is held, whose caller reads itself; another thread acts when it does.
+#: Makes a call that is held, whose caller reads itself; another thread acts when it does. Who
+#: sleeps on to the end of its lease, where that is long, fails.
 Leading = Callable[[Callable[[], object]], int]
 
 
@@ -116,11 +124,13 @@ def leading(client: RPCClient, gate: threading.Event, monkeypatch: pytest.Monkey
         while True:
             gate.clear()
             begun.clear()
+            began = time.monotonic()
             with ThreadPoolExecutor(1) as threads:
                 acting = threads.submit(run)
                 acting.add_done_callback(lambda ended: gate.set() if ended.exception() else None)
-                answer = client.svc.held(n=3).call(timeout=DEADLINE)
+                answer = client.svc.held(n=3).call(timeout=2 * DEADLINE)
                 acting.result()
+            assert time.monotonic() - began < DEADLINE
             if begun.is_set():
                 return int(answer["n"])
 
@@ -148,18 +158,28 @@ def test_who_waits_alone_reads(
 
 
 def test_the_confirm_of_a_request_wakes_nobody(
-    client: RPCClient, readers: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+    client: RPCClient,
+    gate: threading.Event,
+    leading: Leading,
+    readers: list[threading.Thread],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is read together with the answer."""
-    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.PATIENCE", DEADLINE)
-    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.PATIENCE", 10 * DEADLINE)
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", 10 * DEADLINE)
+    wire: Any = transport_of(client)._connection
 
-    def is_read_at_once() -> bool:
+    def unread() -> int:
+        answer = fcntl.ioctl(wire._transport._sock, termios.FIONREAD, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+
+    def answer() -> None:
         readers.clear()
-        echo(client, 1)
-        return [threading.current_thread()] == readers
+        eventually(lambda: unread() == CONFIRM_SIZE)
+        gate.set()
 
-    eventually(is_read_at_once)
+    assert 3 == leading(answer)
+    assert [threading.current_thread()] == readers
 
 
 def test_who_waits_with_others_leaves_it_to_the_loop(
@@ -199,6 +219,7 @@ def test_nobody_reads_in_the_debug_mode_of_asyncio(
     transport_of(client).loop.loop.set_debug(True)
     assert list(range(20)) == [echo(client, n) for n in range(20)]
     assert threading.current_thread() not in readers
+    assert transport_of(client)._leader._alarm is None  # nor has it opened anything for that
 
 
 def test_who_waits_for_long_leaves_it_to_the_loop(
@@ -223,17 +244,72 @@ def test_one_more_message_ends_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of another thread, whose answer the loop reads: callbacks of a future run there."""
-    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", 10 * DEADLINE)
     threads: list[threading.Thread] = []
+    transport = transport_of(client)
 
     def other() -> None:
-        future = client.svc.echo(n=1).future(timeout=DEADLINE)
+        # With a confirm on its way, it would not be sent by its own thread.
+        eventually(lambda: not transport._unconfirmed)
+        # Later than that of the call, so that there is nothing for the loop but the answer.
+        future = client.svc.echo(n=1).future(timeout=3 * DEADLINE)
         future.add_done_callback(lambda _: threads.append(threading.current_thread()))
         assert 1 == future.result(DEADLINE)["n"]
         gate.set()
 
     assert 3 == leading(other)
-    assert [transport_of(client).loop._thread] == threads
+    assert [transport.loop._thread] == threads
+
+
+def test_who_is_dismissed_leaves_at_once(
+    client: RPCClient,
+    gate: threading.Event,
+    leading: Leading,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where nothing comes that would wake it."""
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", 10 * DEADLINE)
+    leader = transport_of(client)._leader
+
+    def dismiss() -> None:
+        leader.dismiss()
+        eventually(lambda: leader.lead is None)
+        gate.set()
+
+    assert 3 == leading(dismiss)
+
+
+def test_who_is_alone_no_more_once_it_has_the_turn_does_not_read(client: RPCClient) -> None:
+    """Whoever sent something in between has looked for a leader already."""
+    transport, asked = transport_of(client), list[bool]()
+    wire: Any = transport._connection
+
+    def is_alone() -> bool:
+        asked.append(not asked)
+        return asked[-1]
+
+    def is_asked_twice() -> bool:
+        asked.clear()
+        transport._leader.read_until(wire, Waiting(), DEADLINE, is_alone, least=1)
+        assert not transport._leader.lead
+        return len(asked) == 2
+
+    eventually(is_asked_twice)
+
+
+def test_nobody_reads_while_the_connection_closes(client: RPCClient) -> None:
+    """The loop waits for the broker's goodbye."""
+    transport = transport_of(client)
+    wire: Any = transport._connection
+
+    async def close() -> bool:
+        assert wire.can_mute
+        wire.close()
+        transport.loop.end_turn()
+        assert wire.is_idle
+        return bool(wire.can_mute)
+
+    assert transport.loop.run(close()) is False
 
 
 def test_a_loss_ends_what_is_waited_for(
@@ -242,10 +318,12 @@ def test_a_loss_ends_what_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At once, though the loop does not read."""
-    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", 10 * DEADLINE)
     wire: Any = transport_of(client)._connection
+    began = time.monotonic()
     with pytest.raises(exceptions.CallInterrupted):
         leading(lambda: wire._transport._sock.shutdown(socket.SHUT_RDWR))
+    assert time.monotonic() - began < DEADLINE
     with contextlib.suppress(exceptions.CallInterrupted):  # it may not have been noticed yet
         assert 1 == echo(client, 1)
     assert 2 == echo(client, 2)
@@ -284,12 +362,70 @@ def test_what_is_not_a_message_is_left_to_the_loop(
     assert 1 == echo(client, 1)
 
 
-def test_a_timeout_shorter_than_the_lease_is_kept(client: RPCClient) -> None:
-    began = time.monotonic()
-    for _ in range(20):
+def test_a_timeout_shorter_than_the_lease_is_kept(
+    client: RPCClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the loop, which wakes nobody for it who polls."""
+    monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", DEADLINE)
+    go_on, begun = Leader._go_on, list[Leader]()
+
+    def note(self: Leader, *args: Any) -> None:
+        begun.append(self)
+        go_on(self, *args)
+
+    def times_out() -> bool:
+        # The loop looks for deadlines before that of the next call, which so has nothing for it.
+        with contextlib.suppress(exceptions.CallTimeout):
+            client.svc.echo(n=1).call(timeout=0.2)
+        begun.clear()
         with pytest.raises(exceptions.CallTimeout):
-            client.svc.held(n=3).call(timeout=LEASE / 10)
-    assert time.monotonic() - began < 20 * LEASE
+            client.svc.held(n=3).call(timeout=0.4)
+        return bool(begun)
+
+    monkeypatch.setattr(Leader, "_go_on", note)
+    began = time.monotonic()
+    eventually(times_out)
+    assert time.monotonic() - began < DEADLINE
+
+
+def test_who_expects_errors_of_the_users_leaves_it_to_the_loop(
+    client: RPCClient, readers: list[threading.Thread]
+) -> None:
+    """Their classes are made where the answer is read, and may do as they like."""
+    for n in range(20):
+        assert n == client.svc.echo(n=n).raises(ValueError).call(timeout=DEADLINE)["n"]
+    assert threading.current_thread() not in readers
+
+
+def test_an_answer_that_a_plugin_fails_to_read_costs_no_connection(
+    client: RPCClient, readers: list[threading.Thread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no signal handler can have raised that: it is as if the loop had read."""
+    decode, is_broken = envelope.decode, threading.Event()
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("untyped") == messages.RESPONSE and is_broken.is_set():
+            raise KeyError("of a plugin")
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(envelope, "decode", fail)
+    wire = transport_of(client)._connection
+
+    def is_led() -> bool:
+        readers.clear()
+        is_broken.clear()
+        with contextlib.suppress(exceptions.CallTimeout):  # then the next one has nothing for the
+            client.svc.echo(n=1).call(timeout=0.2)  # loop, which looks for deadlines before
+        is_broken.set()
+        with pytest.raises(exceptions.CallTimeout):
+            client.svc.echo(n=1).call(timeout=0.4)
+        return threading.current_thread() in readers
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(eventually, is_led).result()
+    is_broken.clear()
+    assert 2 == echo(client, 2)
+    assert transport_of(client)._connection is wire
 
 
 def test_a_signal_handler_may_wait_for_a_thread_that_calls(
@@ -316,14 +452,32 @@ class Alarm(Exception):
     """What a handler raises."""
 
 
-#: Does some work; with what is raised, in a lead, at a moment. Tells whether there was a lead, and
-#: whether that was raised.
+class Confusing(BlockingIOError, IndexError, RuntimeError):
+    """The same, of the kinds that a socket, a parser and a lock have as well."""
+
+
+#: Does some work; with what is raised, in a lead, at a moment. Tells whether there was a lead in
+#: which all was read that was waited for, and whether that was raised.
 Interrupting = Callable[[Callable[[], object], int, type[BaseException]], tuple[bool, bool]]
 
 
 @pytest.fixture
-def interrupting(monkeypatch: pytest.MonkeyPatch) -> Interrupting:
-    read_until, go_on = Leader.read_until, Leader._go_on
+def enders(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that ended what somebody waits for."""
+    threads: list[threading.Thread] = []
+    end = Waiting._end
+
+    def note(self: Waiting[Any]) -> None:
+        end(self)
+        threads.append(threading.current_thread())
+
+    monkeypatch.setattr(Waiting, "_end", note)
+    return threads
+
+
+@pytest.fixture
+def interrupting(enders: list[threading.Thread], monkeypatch: pytest.MonkeyPatch) -> Interrupting:
+    read_until = Leader.read_until
     wanted: list[tuple[int, Callable[[], None]]] = []
     happened: list[str] = []
     where: list[traceback.FrameSummary] = []
@@ -333,10 +487,6 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Interrupting:
             interrupt(lambda: read_until(self, *args, **kwargs), *wanted.pop())
         else:
             read_until(self, *args, **kwargs)
-
-    def note(self: Leader, *args: Any) -> None:
-        happened.append("lead")
-        go_on(self, *args)
 
     def work_until(
         work: Callable[[], object], moment: int, error: type[BaseException]
@@ -350,6 +500,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Interrupting:
                 raise error(errno.EAGAIN, "which a socket has as well")
 
         happened.clear()
+        enders.clear()
         wanted.append((moment, alarm))
         try:
             work()
@@ -362,10 +513,9 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Interrupting:
             assert not was_kept, f"kept from who waits, at moment {moment}: {where[-6:]}"
         finally:
             wanted.clear()
-        return "lead" in happened, "raised" in happened
+        return threading.current_thread() in enders, "raised" in happened
 
     monkeypatch.setattr(Leader, "read_until", read)
-    monkeypatch.setattr(Leader, "_go_on", note)
     return work_until
 
 
@@ -384,8 +534,7 @@ def is_whole(client: RPCClient) -> bool:
 @pytest.mark.parametrize(
     ("kind", "error"),
     [
-        ("call", BlockingIOError),
-        ("call", IndexError),
+        ("call", Confusing),
         ("call", KeyboardInterrupt),
         ("cast", Alarm),
     ],
@@ -412,7 +561,7 @@ def test_what_a_signal_breaks_off_leaves_nobody_deaf(
             moment += 1
         elif had_lead:
             break  # it has not so many
-    assert moment > 50
+    assert moment > 100
 
 
 #: Makes a call whose thread takes over reading, and does not read.
@@ -428,11 +577,12 @@ def get_stuck(
 
     def sleep(*_: object) -> None:
         stuck.set()
-        gate.wait(DEADLINE)
+        gate.wait(10 * DEADLINE)
 
     def is_stuck() -> bool:
-        threads.submit(echo, client, 1)
-        return stuck.wait(0.1)
+        calling = threads.submit(echo, client, 1)
+        eventually(lambda: calling.done() or stuck.is_set())
+        return stuck.is_set()
 
     monkeypatch.setattr(Leader, "_go_on", sleep)
     with ThreadPoolExecutor() as threads:
@@ -465,11 +615,19 @@ def _cut(transport: AMQPTransport) -> None:
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_one_that_reads_no_more_gives_way(
-    client: RPCClient, get_stuck: Stuck, event: str, monkeypatch: pytest.MonkeyPatch
+    client: RPCClient,
+    gate: threading.Event,
+    get_stuck: Stuck,
+    event: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without waiting for the lease to end."""
     monkeypatch.setattr("tavrida.plugins.transports.amqp.leader.LEASE", 10 * DEADLINE)
     monkeypatch.setattr("tavrida.plugins.transports.amqp.transport.CLOSE_TIMEOUT", 10 * DEADLINE)
     get_stuck()
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(EVENTS[event], client).result(DEADLINE)
+        told = threads.submit(EVENTS[event], client)
+        try:
+            told.result(DEADLINE)
+        finally:
+            gate.set()

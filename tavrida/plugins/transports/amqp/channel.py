@@ -13,6 +13,7 @@ from typing import Any
 from pika.channel import Channel
 from pika.spec import Basic, BasicProperties
 
+from tavrida import interruptions
 from tavrida.envelope import ReadProperties
 from tavrida.plugins.transports.amqp import fields
 from tavrida.plugins.transports.amqp.tags import Tags
@@ -139,8 +140,8 @@ class AwaitableChannel:
                 elif self.pika.is_open:
                     self.pika.basic_nack(tag, requeue=True)
             except Exception:  # ours: the others are not to suffer from it
-                if not self._wire.loop.is_current:
-                    raise  # it may be a signal handler's
+                if interruptions.may_come():
+                    raise
                 LOG.exception(
                     "A delivery of queue %s cannot be taken.", self.queues.get(consumer_tag)
                 )

@@ -96,7 +96,7 @@ class Leader:
             return
         if self._alarm is None:
             # On the loop no signal handler comes between an open file and who will close it.
-            self._loop.submit(self._prepare)
+            self._loop.submit(self._prepare, wire)
             return
         lead = _Lead(wire, self._alarm, now + min(LEASE, seconds), is_alone)
         try:
@@ -106,8 +106,8 @@ class Leader:
             if lead is self.lead:
                 self._have_done(self._leave, lead)
 
-    def _prepare(self) -> None:
-        if self._alarm is None and hasattr(os, "eventfd"):
+    def _prepare(self, wire: PlainWire) -> None:
+        if self._alarm is None and wire.can_mute and hasattr(os, "eventfd"):
             with contextlib.suppress(OSError):  # there are too many open files
                 self._alarm = _Alarm()
         if self._alarm is None:
@@ -196,6 +196,5 @@ class Leader:
             self._leave(lead)
 
     def close(self) -> None:
-        """Have the loop read again, and give back what this has of the operating system."""
-        self.dismiss()
+        """Give back what this has of the operating system."""
         self._alarm = None

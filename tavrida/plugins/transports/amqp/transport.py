@@ -27,10 +27,10 @@ import pika.data
 import pika.exceptions
 from pika.spec import Basic
 
-from tavrida import exceptions
+from tavrida import exceptions, interruptions
 from tavrida.config import ConnectionConfig, redact
 from tavrida.envelope import ReadProperties
-from tavrida.loop import LoopThread, is_on_a_loop
+from tavrida.loop import LoopThread
 from tavrida.plugins.transports import (
     Differences,
     Done,
@@ -149,8 +149,8 @@ class _Sending(msgspec.Struct, eq=False, gc=False):
         try:
             self.done(error)
         except Exception:
-            if not is_on_a_loop():
-                raise  # it may be a signal handler's, in the thread that reads
+            if interruptions.may_come():
+                raise
             LOG.exception("A callback of a confirm failed.")
 
 
