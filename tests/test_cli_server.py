@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ from tests.waiting import DEADLINE, eventually
 CLOSED = "amqp://guest:guest@127.0.0.1:1/%2F"
 
 SHOP = """
+    import gc
     import os
     import pathlib
     import time
@@ -43,7 +45,20 @@ SHOP = """
     class Shop(service.ServiceController):
         @classmethod
         def list_opts(cls):
-            return [cfg.IntOpt("discount", default=0), cfg.IntOpt("pin", secret=True)]
+            return [
+                cfg.IntOpt("discount", default=0),
+                cfg.IntOpt("pin", secret=True),
+                cfg.IntOpt("objects"),
+            ]
+
+        def __init__(self, options):
+            super().__init__(options)
+            if self.options["objects"]:
+                gc.set_threshold(self.options["objects"])
+
+        @dispatcher.rpc_method(service="shop", method="collector")
+        def collector(self, request, proxy):
+            return {"thresholds": gc.get_threshold()}
 
         @dispatcher.rpc_method(service="shop", method="price")
         def price(self, request, proxy):
@@ -567,3 +582,26 @@ def test_the_options_of_a_controller_come_from_its_section(
         answer = client.price().call()
         assert answer.payload == {"pid": server.process.pid, "discount": 5}
         assert answer["pid"] != os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("said", "wanted"), [("", 10_000), ("objects = 4000", 4000)])
+def test_the_garbage_collector_looks_less_often_unless_a_plugin_knows_better(
+    environment: dict[str, str],
+    ini: Callable[[str], Path],
+    tmp_path: Path,
+    workers: int,
+    said: str,
+    wanted: int,
+) -> None:
+    bus = f"sqlite://{tmp_path}/bus.db"
+    path = ini(
+        f"[connection]\nurl = {bus}\n[server]\nservices = shop\nworkers = {workers}\n"
+        f"[service:shop]\n{said}\n"
+    )
+    with (
+        commands.serve("--config-file", path, environment=environment),
+        RPCClient(ConnectionConfig(url=(bus,)), "shop") as client,
+    ):
+        thresholds = client.collector().call()["thresholds"]
+    assert [wanted, *gc.get_threshold()[1:]] == thresholds

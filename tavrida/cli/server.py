@@ -9,6 +9,7 @@ wrong, 2 the command line is wrong, 3 the broker cannot be reached or refuses us
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 OK, BAD_CONFIGURATION, NO_BROKER, INTERRUPTED, UNREAD = 0, 1, 3, 130, 141
+
+#: New objects after which Python's collector looks at them, and what it is where nobody has said.
+#: A hundred messages in hand are more than Python's 700 already, and none of them is garbage.
+OBJECTS, _PYTHONS = 10_000, gc.get_threshold()
 
 _COMMAND_LINE = [
     cfg.BoolOpt(
@@ -242,6 +247,8 @@ def _forget(pid: int) -> None:
 
 def _run(server: Server, manager: ServiceManager) -> int:
     """Run a server and return the exit code."""
+    if gc.get_threshold() == _PYTHONS:  # else a plugin knows better
+        gc.set_threshold(OBJECTS)
     try:
         server.run(before_stop=manager.stopping)
     except exceptions.ConfigError as error:
