@@ -605,3 +605,19 @@ def test_the_garbage_collector_looks_less_often_unless_a_plugin_knows_better(
     ):
         thresholds = client.collector().call()["thresholds"]
     assert [wanted, *gc.get_threshold()[1:]] == thresholds
+
+
+@pytest.mark.parametrize("number", [0, 50_000])
+def test_a_garbage_collector_that_is_off_or_looks_seldom_stays_so(
+    environment: dict[str, str], ini: Callable[[str], Path], tmp_path: Path, number: int
+) -> None:
+    """A sitecustomize says so for all Python programs of a machine."""
+    (tmp_path / "sitecustomize.py").write_text(f"import gc\ngc.set_threshold({number})\n")
+    bus = f"sqlite://{tmp_path}/bus.db"
+    path = ini(f"[connection]\nurl = {bus}\n[server]\nservices = shop\n")
+    paths = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    with (
+        commands.serve("--config-file", path, environment={"PYTHONPATH": paths}),
+        RPCClient(ConnectionConfig(url=(bus,)), "shop") as client,
+    ):
+        assert client.collector().call()["thresholds"][0] == number

@@ -38,9 +38,12 @@ LOG = logging.getLogger(__name__)
 
 OK, BAD_CONFIGURATION, NO_BROKER, INTERRUPTED, UNREAD = 0, 1, 3, 130, 141
 
-#: New objects after which Python's collector looks at them, and what it is where nobody has said.
-#: A hundred messages in hand are more than Python's 700 already, and none of them is garbage.
-OBJECTS, _PYTHONS = 10_000, gc.get_threshold()
+#: New objects after which Python's collector looks at them: a hundred messages in hand are more
+#: than Python's 700 already, and none of them is garbage.
+OBJECTS = 10_000
+
+#: The same before any plugin was imported: Python's, or what a sitecustomize made of it.
+_AT_FIRST = gc.get_threshold()
 
 _COMMAND_LINE = [
     cfg.BoolOpt(
@@ -247,7 +250,8 @@ def _forget(pid: int) -> None:
 
 def _run(server: Server, manager: ServiceManager) -> int:
     """Run a server and return the exit code."""
-    if gc.get_threshold() == _PYTHONS:  # else a plugin knows better
+    # Else a plugin, or whoever set the machine up, knows better: 0 turns the collector off.
+    if gc.get_threshold() == _AT_FIRST and 0 < _AT_FIRST[0] < OBJECTS:
         gc.set_threshold(OBJECTS)
     try:
         server.run(before_stop=manager.stopping)
