@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tavrida import exceptions, messages
 from tavrida.arguments import Arguments, arguments_of
-from tavrida.entry_point import EntryPoint
+from tavrida.entry_point import MAX_LENGTH, EntryPoint
 from tavrida.results import Answers, answers_of, response_of
 from tavrida.retries import Retry, Said, said
 
@@ -152,7 +152,11 @@ def service_of(controller: type) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Handler:
-    """One method of a controller, ready to run."""
+    """One method of a controller, ready to run.
+
+    Raises:
+        InvalidHandler: the names of its service and of what it handles are too long together.
+    """
 
     mark: Mark
     service: str
@@ -162,6 +166,20 @@ class Handler:
     arguments: Arguments
     place: str
     answer: Answers = response_of
+    #: In whose name the messages go out that it sends: the entry point that it handles.
+    source: EntryPoint = field(init=False)
+
+    def __post_init__(self) -> None:
+        method = self.mark.entry_point.method
+        try:
+            source = EntryPoint(self.service, method)
+        except exceptions.WrongEntryPoint:
+            raise exceptions.InvalidHandler(
+                f"{self.place} sends in the name of service {self.service!r} and the method "
+                f"{method!r} that it handles, which together have more than {MAX_LENGTH} "
+                "characters: shorten one of them"
+            ) from None
+        object.__setattr__(self, "source", source)
 
 
 class Dispatcher:

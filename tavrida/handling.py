@@ -19,7 +19,6 @@ from tavrida.calls import Answer, Caller, check_time, forget_cancelled
 from tavrida.copies import NEW, History
 from tavrida.dead_letters import dead_letter
 from tavrida.dispatcher import Handler
-from tavrida.entry_point import EntryPoint
 from tavrida.loop import LoopThread
 from tavrida.messages import (
     Error,
@@ -261,13 +260,9 @@ class Handling:
             return message
         self.message = message
         arguments = handler.arguments(message.payload)
-        # What a handler sends goes out in the name of the entry point that it handles.
-        if handler.mark.kind == messages.REQUEST:
-            source = handler.mark.entry_point
-        else:
-            source = EntryPoint.of(handler.service, handler.mark.entry_point.method)
         carried = {**message.context, **message.payload}
-        return message, RPCProxy(Origin(self, source, message.correlation_id, carried)), arguments
+        origin = Origin(self, handler.source, message.correlation_id, carried)
+        return message, RPCProxy(origin), arguments
 
     # -- what the handler sends: the Sender of its proxy
 
@@ -557,25 +552,23 @@ class Handling:
             context.handled.reset(token)
 
     def _conclude(self) -> None:
-        message = self.message
+        message, error = self.message, self._error
         if self._untaken:
             message.reply_to = self._untaken
-        policy = self._policy_for(self._error)
+        policy = None if error is None else self._policy_for(error)
         self._may_retry = False  # what fails from now on is no failure of the handler
-        is_awaited = isinstance(message, IncomingRequest) and message.expects_answer
-        if self._unconfirmed is not None and not is_awaited:
+        call = message if isinstance(message, IncomingRequest) and message.expects_answer else None
+        if self._unconfirmed is not None and call is None:
             self._give_back(self._unconfirmed)
-        elif self._error is not None and policy is not None:
-            self._try_again(self._error, policy)
-        elif isinstance(message, IncomingRequest) and message.expects_answer:
+        elif error is not None and policy is not None:
+            self._try_again(error, policy)
+        elif call is not None:
             answer = self._answer
-            if self._error is not None or answer is None:
-                answer = self._processor.error_of(
-                    self._error or exceptions.TavridaError("no answer")
-                )
-            self._send_answer(message, answer)
-        elif self._error is not None:
-            self._dead_letter(self._error)
+            if error is not None or answer is None:
+                answer = self._processor.error_of(error or exceptions.TavridaError("no answer"))
+            self._send_answer(call, answer)
+        elif error is not None:
+            self._dead_letter(error)
         else:
             self.settle()
 
@@ -591,9 +584,9 @@ class Handling:
         # Not whether it still expects an answer: who transferred a call has let go of it.
         return isinstance(self.message, IncomingRequest) and bool(self.delivery.properties.reply_to)
 
-    def _policy_for(self, error: BaseException | None) -> Policy | None:
+    def _policy_for(self, error: BaseException) -> Policy | None:
         """Return the policy by which the message is tried again after that; None if it is not."""
-        if error is None or not self._may_retry or self.handler is None:
+        if not self._may_retry or self.handler is None:
             return None
         policy = self._processor.policies.get(self.handler)
         attempt = self.history.attempt

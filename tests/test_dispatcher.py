@@ -203,6 +203,20 @@ def test_response_and_error_of_one_method_are_two_messages() -> None:
     assert 2 == sum("stock.take" == str(m.entry_point) for m in Dispatcher(Shop()).handlers)
 
 
+def test_a_handler_whose_messages_could_have_no_source_is_refused() -> None:
+    """Before it serves, and not at each delivery: the names are too long together."""
+
+    @dispatcher.rpc_service("s" * 200)
+    class Long(ServiceController):
+        @dispatcher.subscription_method(service="shop", method="m" * 100)
+        def sold(self, notification: Any, proxy: Any) -> None: ...
+
+    with pytest.raises(
+        InvalidHandler, match=r"Long\.sold .* 's+' .* 'm+' .* more than 255 .* shorten"
+    ):
+        Dispatcher(Long())
+
+
 def test_requests_to_another_service_cannot_be_handled() -> None:
     """They would never arrive."""
 
