@@ -353,14 +353,9 @@ class _Link:
         self._is_given_up = True
 
     @property
-    def is_mine(self) -> bool:
-        """False in a forked child: the connection and its thread are the parent's."""
-        return self._process == os.getpid()
-
-    @property
     def is_usable(self) -> bool:
         """False when it is of another process, or gave up connecting."""
-        if self._is_given_up or not self.is_mine:
+        if self._is_given_up or self._process != os.getpid():
             return False
         return self._was_opened or not self.opened.done() or self.opened.exception() is None
 
@@ -393,7 +388,7 @@ class _Link:
         return exceptions.not_connected(f"{seconds} s (publish_timeout)", self.transport.trouble)
 
     def close(self) -> None:
-        if not self.is_mine:
+        if self._process != os.getpid():  # the connection and its thread are the parent's
             return
         with contextlib.suppress(exceptions.ConnectionFailed):
             # The garbage collector may run a finalizer anywhere, and a signal handler may close.
@@ -702,10 +697,10 @@ class _Distant(Generic[Result]):
         self._mailbox = mailbox
 
     def set_result(self, result: Result, /) -> None:
-        self._mailbox.put(self._end, self._future.set_result, result)
+        self._mailbox.put(functools.partial(self._end, self._future.set_result, result))
 
     def set_exception(self, exception: BaseException, /) -> None:
-        self._mailbox.put(self._end, self._future.set_exception, exception)
+        self._mailbox.put(functools.partial(self._end, self._future.set_exception, exception))
 
     def _end(self, end: Callable[[Any], None], outcome: Any) -> None:
         if not self._future.done():

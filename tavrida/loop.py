@@ -50,7 +50,7 @@ class Mailbox:
         self.loop = loop
         # ``within`` runs what empties the mailbox.
         self._open = functools.partial(within, self._empty) if within else self._empty
-        self.waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.waiting: deque[Callable[[], object]] = deque()
         # The thread that wakes the loop, or did, until that has come; and the same list once it has
         # done so: a signal handler in the midst of it wakes the loop itself, others need not.
         self._wakers: list[int] = []
@@ -58,10 +58,10 @@ class Mailbox:
         # What one thread hands over runs together with what others do: in nobody's context.
         self._context = contextvars.Context()
 
-    def put(self, callback: Callable[..., object], *args: Any) -> None:
+    def put(self, callback: Callable[[], object]) -> None:
         """Have a callback run soon; never, where the loop is closed."""
         try:
-            self.waiting.append((callback, args))
+            self.waiting.append(callback)
             wakers = self._wakers
             if not wakers or (wakers is not self._woken and threading.get_ident() in wakers):
                 self._wake()
@@ -88,11 +88,11 @@ class Mailbox:
         self._wakers.clear()
         waiting = self.waiting
         for _ in range(len(waiting)):
-            callback, args = waiting.popleft()
+            callback = waiting.popleft()
             try:
-                callback(*args)
+                callback()
             except Exception:
-                LOG.exception("A callback failed: %r.", callback)
+                LOG.exception("A callback failed: %s.", _name_of(callback))
             except BaseException:  # it wants to end the program
                 self._wake()  # the others are not to wait for more
                 raise
@@ -202,12 +202,13 @@ class LoopThread:
         """
         if self._is_stopped:
             raise _closed()
-        self._mailbox.put(callback, *args)
+        call = functools.partial(callback, *args) if args else callback
+        self._mailbox.put(call)
         if self._is_stopped and not self.is_current:
             # It stopped while this was handed over: did the last turn still take it?
             self._join()
             with contextlib.suppress(ValueError):
-                self._mailbox.waiting.remove((callback, args))
+                self._mailbox.waiting.remove(call)
                 raise _closed()
 
     def do_now(self, work: Callable[..., bool], *args: Any) -> bool:
@@ -339,7 +340,7 @@ class LoopThread:
                     callback(*args)
                 except BaseException as error:
                     if isinstance(error, Exception) and not interruptions.may_come():
-                        LOG.exception("A callback failed: %r.", callback)
+                        LOG.exception("A callback failed: %s.", _name_of(callback))
                         continue
                     # It wants to end the program, or is a signal handler's.
                     self._at_end[:0] = rest
@@ -413,6 +414,12 @@ async def in_thread(function: Callable[[], Result], name: str) -> Result:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await result
+
+
+def _name_of(callback: Callable[..., object]) -> str:
+    """Return what to call it in a log: without what it is called with, which may be a secret."""
+    function = getattr(callback, "func", callback)
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _nothing() -> None:

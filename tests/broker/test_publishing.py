@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +65,23 @@ def bench(amqp_url: str) -> Iterator[Bench]:
 
 def _seen() -> list[Any]:
     return [Service.seen.get() for _ in range(Service.seen.qsize())]
+
+
+def test_what_the_loop_has_not_looked_at_is_not_overdue(bench: Bench) -> None:
+    """Else a loop that is busy for a while would fail what it never sent, or send what failed."""
+    connection = bench.connect(publish_timeout=2.0)
+    queue = connection.queue()
+    is_busy = threading.Event()
+
+    def be_busy() -> None:
+        is_busy.set()
+        time.sleep(2.5)
+
+    bench.loop.submit(be_busy)
+    assert is_busy.wait(DEADLINE)
+    sent = [connection.submit(queue, body) for body in (b"one", b"two")]
+    assert [None, None] == [outcome.wait() for outcome in sent]
+    assert [b"one", b"two"] == bench.bodies_in(queue)
 
 
 def test_a_message_to_a_missing_exchange_costs_no_other_a_duplicate(

@@ -182,6 +182,12 @@ class Connection:
         )
         return outcome
 
+    def submit(self, queue: str, body: bytes) -> Outcome:
+        """Publish to a queue from this thread, as programs do, and do not wait."""
+        outcome = self._outcome()
+        self.transport.submit(publication("", queue, body), outcome)
+        return outcome
+
     def _outcome(self) -> Outcome:
         outcome = Outcome(lambda: self.bench.loop.is_current)
         self.outcomes.append(outcome)

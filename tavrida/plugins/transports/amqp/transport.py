@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import os
 import secrets
 import socket
@@ -138,11 +139,20 @@ def _route(publication: Publication) -> _Route:
 
 
 class _Sending(msgspec.Struct, eq=False, gc=False):
-    """A publication that is not confirmed yet. ``deadline`` is in the loop's time."""
+    """A publication that is not confirmed yet. It ends by its deadline, or when all is closed.
 
+    Called on the loop, it goes to its transport: so a message is handed over as one object. As the
+    garbage collector does not see it, what it refers to lives until it has ended.
+    """
+
+    transport: AMQPTransport
     publication: Publication
     done: Done
-    deadline: float
+    #: In the loop's time; it runs from when the loop has the message.
+    deadline: float = math.inf
+
+    def __call__(self) -> None:
+        self.transport.post(self)
 
     def end(self, error: Exception | None) -> None:
         """Tell the sender; its failure is not the connection's."""
@@ -644,10 +654,15 @@ class AMQPTransport(ReconnectingTransport):
     # -- publishing
 
     def publish(self, publication: Publication, done: Done) -> None:
+        self.post(_Sending(self, publication, done))
+
+    def post(self, sending: _Sending) -> None:
+        """Put a message into the outbox, from which it leaves soon; on the loop."""
         if self._is_closing:
-            done(closed())
+            sending.end(closed())
             return
-        self._outbox.append(self._sending(publication, done))
+        sending.deadline = self.loop.loop.time() + self.config.publish_timeout
+        self._outbox.append(sending)
         if not self._will_flush:
             self._will_flush = True
             self.loop.at_end(self._flush)
@@ -682,7 +697,7 @@ class AMQPTransport(ReconnectingTransport):
         # is on its way leaves together.
         is_alone = not self._unconfirmed and len(publication.body) <= MAX_ALONE
         if not (is_alone and self.loop.do_now(self._send_now, publication, done)):
-            super().submit(publication, done)
+            self.loop.submit(_Sending(self, publication, done))
 
     def _send_now(self, publication: Publication, done: Done) -> bool:
         """Send a message where nothing else is to be done, in any thread that has the turn."""
@@ -707,7 +722,8 @@ class AMQPTransport(ReconnectingTransport):
             data = connection.encoded(channel.pika, publication)
         except UNENCODABLE:  # for the loop to meet once more
             return False
-        sending, tag = self._sending(publication, done), self._last_tag + 1
+        deadline = self.loop.loop.time() + self.config.publish_timeout
+        sending, tag = _Sending(self, publication, done, deadline), self._last_tag + 1
         # No call stands between these: a signal handler that raises finds all of it, or nothing.
         self._is_half_sent = True
         self._last_tag = tag
@@ -717,9 +733,6 @@ class AMQPTransport(ReconnectingTransport):
         else:
             self.loop.submit(self._is_whole)
         return True
-
-    def _sending(self, publication: Publication, done: Done) -> _Sending:
-        return _Sending(publication, done, self.loop.loop.time() + self.config.publish_timeout)
 
     def _is_whole(self) -> bool:
         """Make sure that nothing is half sent; else the confirms would be taken for others'."""
@@ -825,15 +838,15 @@ class AMQPTransport(ReconnectingTransport):
         if channel is not self._publishing or not self._is_whole():
             return  # its tags mean nothing any more
         unconfirmed = self._unconfirmed
-        each = next(iter(unconfirmed), 0) if multiple else tag
-        while 0 < each <= tag:
+        # In the order of sending, which is that of the tags.
+        tags = list(itertools.takewhile(tag.__ge__, unconfirmed)) if multiple else (tag,)
+        for each in tags:
             sending = unconfirmed.get(each)
             if sending is not None:  # else its deadline passed
                 self._conclude(sending, is_ack=is_ack)
                 # Not before: what a signal handler breaks off here is sent once more.
                 if unconfirmed.get(each) is sending:
                     del unconfirmed[each]
-            each = next(iter(unconfirmed), 0) if multiple else 0
         if not self._unconfirmed:
             self._returned.clear()  # of those whose deadline passed
         if self._is_renewing:
