@@ -40,11 +40,11 @@ class AddressBook:
         """Return where requests to the entry point go."""
         service = destination.service
         exchange = self.exchanges.get(service) or self.discovery.get_remote(service)
-        return _address(exchange, str(destination), True)
+        return _address(exchange, destination.text, True)
 
     def of_notification(self, source: EntryPoint) -> Address:
         """Return where notifications of the entry point go; nobody has to listen."""
-        return _address(self.local_publisher(source.service), str(source), False)
+        return _address(self.local_publisher(source.service), source.text, False)
 
     def of_answer(self, reply_to: str) -> Address:
         """Return where answers go: to a service that was registered, or else to a queue."""

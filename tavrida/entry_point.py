@@ -26,7 +26,8 @@ class EntryPoint:
 
     service: str
     method: str = ""
-    _text: str = field(init=False, repr=False, compare=False)
+    #: "service.method", or "service", as messages carry it.
+    text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in (self.service,) if self.method == "" else (self.service, self.method):
@@ -40,10 +41,10 @@ class EntryPoint:
             raise exceptions.WrongEntryPoint(
                 f"{text[:40]!r}... is longer than {MAX_LENGTH} characters"
             )
-        object.__setattr__(self, "_text", text)
+        object.__setattr__(self, "text", text)
 
     def __str__(self) -> str:
-        return self._text
+        return self.text
 
     @classmethod
     def of(cls, service: str, method: str) -> EntryPoint:

@@ -10,6 +10,7 @@ routing key, a body without the envelope is the payload) and strict in everythin
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import os
@@ -388,6 +389,8 @@ def _deadline(headers: dict[str, Any]) -> float | None:
     return deadline / 1000
 
 
+# One look-up for most messages; also for those of a program whose app_id is no entry point.
+@functools.lru_cache(maxsize=4096)
 def _source(text: str) -> EntryPoint | None:
     """AMQP's app_id is free text; what is no entry point there is a program without a name."""
     try:

@@ -145,7 +145,7 @@ class Publisher:
                 address.exchange, address.routing_key, body, properties, address.is_mandatory
             ),
             done,
-            time_left=message.time_left,
+            deadline=message.deadline,
             keep=keep,
         )
 
@@ -171,10 +171,13 @@ class Publisher:
         publication: Publication,
         done: Done,
         *,
-        time_left: float | None = None,
+        deadline: float | None = None,
         keep: Keep | None = None,
     ) -> None:
-        """Send what is encoded already; as ``send``. For room, it waits ``time_left`` at most."""
+        """Send what is encoded already; as ``send``. It waits for room until ``deadline`` at most.
+
+        That is in seconds since the epoch.
+        """
         is_on_loop = self._loop.is_current
         awaited = _Awaited(self, publication, done, keep)
         try:
@@ -182,9 +185,10 @@ class Publisher:
             if is_on_loop:
                 self._transport.publish(publication, awaited)
                 return
-            if self.unconfirmed > self._config.max_unconfirmed and not self._loop.is_busy_here:
+            has_room = len(self._awaited) <= self._config.max_unconfirmed
+            if not has_room and not self._loop.is_busy_here:
                 self._awaited.discard(awaited)
-                self._wait_for_room(awaited, time_left)
+                self._wait_for_room(awaited, deadline)
             self._transport.submit(publication, awaited)
         except BaseException:
             self.release(awaited)
@@ -195,16 +199,16 @@ class Publisher:
         self._awaited.discard(awaited)
         self._wake_one()
 
-    def _wait_for_room(self, awaited: _Awaited, time_left: float | None) -> None:
+    def _wait_for_room(self, awaited: _Awaited, deadline: float | None) -> None:
         limit, timeout = self._config.max_unconfirmed, self._config.publish_timeout
-        if time_left is not None:  # a call ends by its own deadline
-            timeout = min(timeout, time_left)
-        deadline = time.monotonic() + timeout
+        if deadline is not None:  # a call ends by its own
+            timeout = min(timeout, max(0.0, deadline - time.time()))
+        end = time.monotonic() + timeout
         waiting = object()
         try:
             self._waiting.add(waiting)
             while not self._took_room(awaited, limit):
-                self._room.get(timeout=max(0.0, deadline - time.monotonic()))
+                self._room.get(timeout=max(0.0, end - time.monotonic()))
         except Empty:
             raise exceptions.PublishTimeout(
                 f"{limit} messages (max_unconfirmed) await their confirm and none came "

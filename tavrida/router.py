@@ -69,13 +69,12 @@ class Router:
             HandlerNotFound: there is none; names what does exist.
         """
         kind = message.message_type
+        point, asker = message.source, ""
         if kind == messages.REQUEST:
-            wanted, asker = str(message.destination), ""
-        elif kind == messages.NOTIFICATION:
-            wanted, asker = str(message.source or ""), ""
-        else:
-            wanted = str(message.source or "")
-            asker = message.destination.service if message.destination else ""
+            point = message.destination
+        elif kind != messages.NOTIFICATION and message.destination:
+            asker = message.destination.service
+        wanted = point.text if point else ""
         handler = self._handlers.get((kind, asker, wanted))
         if handler is None:
             raise self._not_found(kind, asker, wanted)

@@ -56,7 +56,8 @@ class Turns(Generic[Who]):
     def leave(self, guest: Who) -> None:
         """Have a guest leave all that it is inside of; others take its places."""
         self._free(guest)
-        self._fill()
+        if self._freed:
+            self._fill()
 
     def change(self, gate: Gate[Who], limit: float) -> None:
         """Give a gate another limit. Those inside stay, also where they are more."""
@@ -69,9 +70,7 @@ class Turns(Generic[Who]):
         self._fill()
 
     def _advance(self, guest: Who) -> None:
-        gates = guest.gates
-        while guest.passed < len(gates):
-            gate = gates[guest.passed]
+        for gate in guest.gates[guest.passed :]:
             if gate.inside >= gate.limit:
                 gate.waiting.append(guest)
                 return

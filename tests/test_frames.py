@@ -252,6 +252,15 @@ def test_properties_with_a_wrong_byte_are_read_as_pika_reads_them(
     assert outcome(properties_by_pika, raw) == outcome(properties_by_us, raw, b"", after)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [b"\x80\x00\x09json", b"\x80\x80\x00\x09id", b"\x80\x40\x00sec", b"\x80\x20\x00\x09t", b"\x80"],
+)
+def test_a_length_that_leads_into_what_follows_is_left_to_pika(raw: bytes) -> None:
+    """Also where it is the last one, so that nothing behind it is missing."""
+    assert outcome(properties_by_pika, raw) == outcome(properties_by_us, raw, b"", bytes(300))
+
+
 @pytest.mark.parametrize("kind", [b"A", b"F"])
 def test_tables_without_end_are_cut_off_here_too(kind: bytes) -> None:
     """As fields.py has pika do it."""
@@ -495,6 +504,15 @@ def test_content_that_is_no_content_is_an_error_of_pika(then: list[bytes]) -> No
         listener = Listener(delivered=[1])
         with pytest.raises(pika.exceptions.InvalidFrameError):
             listener.feed(stream, size)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_body_frame_behind_an_empty_message_is_none_of_it(size: int) -> None:
+    """However the stream is cut; pika takes it for a mistake."""
+    listener = Listener(delivered=[1])
+    more = framed(3, 1, b"")
+    listener.feed(b"".join([*delivery(1, body=b""), more]), size)
+    assert [told(1, body=b""), ("cold", more)] == listener.events
 
 
 @pytest.mark.parametrize("header", [b"", b"\x80\x00", b"\x20\x00" + table([(b"n", b"?")])])

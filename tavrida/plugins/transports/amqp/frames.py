@@ -125,20 +125,51 @@ def _table(headers: dict[str, Any]) -> bytes:
     return _SIZE.pack(len(table)) + table
 
 
+@functools.lru_cache(_CACHE_SIZE)
+def _opening(content_type: str, is_persistent: bool) -> tuple[int, bytes]:
+    """Return the flags and bytes of what stands before the identifiers, without headers."""
+    mode = b"\x02" if is_persistent else b"\x01"
+    if content_type:
+        return 0x9000, _short(content_type) + mode
+    return 0x1000, mode
+
+
+@functools.lru_cache(_CACHE_SIZE, typed=True)  # AMQP has no place for 5.0, which is equal to 5
+def _closing(timestamp: int, kind: str, app_id: str) -> tuple[int, bytes]:
+    """Return the flags and bytes of what stands behind the identifiers.
+
+    They are the same for what a program sends within a second.
+    """
+    flags, encoded = 0, b""
+    if timestamp:
+        flags, encoded = 0x0040, _TIMESTAMP.pack(timestamp)
+    if kind:
+        flags, encoded = flags | 0x0020, encoded + _short(kind)
+    if app_id:
+        flags, encoded = flags | 0x0008, encoded + _short(app_id)
+    return flags, encoded
+
+
 def _content(properties: Properties) -> tuple[int, bytes]:
     """Return the flags of the properties that are there, and these in their order.
 
     Raises anything for what pika refuses too; it has the better words.
     """
-    flags = 0x1080  # delivery mode, message id
-    pieces: list[bytes] = []
-    if properties.content_type:
-        flags |= 0x8000
-        pieces.append(_known(properties.content_type))
+    flags, first = _opening(properties.content_type, properties.is_persistent)
+    more, last = _closing(properties.timestamp, properties.type, properties.app_id)
+    message_id = _short(properties.message_id)
+    flags |= more | 0x0080
+    if not (
+        properties.headers
+        or properties.correlation_id
+        or properties.reply_to
+        or properties.expiration is not None
+    ):
+        return flags, first + message_id + last
+    pieces = [first]
     if properties.headers:
         flags |= 0x2000
-        pieces.append(_table(properties.headers))
-    pieces.append(b"\x02" if properties.is_persistent else b"\x01")
+        pieces = [first[:-1], _table(properties.headers), first[-1:]]
     if properties.correlation_id:
         flags |= 0x0400
         pieces.append(_short(properties.correlation_id))
@@ -148,16 +179,7 @@ def _content(properties: Properties) -> tuple[int, bytes]:
     if properties.expiration is not None:
         flags |= 0x0100
         pieces.append(_short(str(properties.expiration)))
-    pieces.append(_short(properties.message_id))
-    if properties.timestamp:
-        flags |= 0x0040
-        pieces.append(_TIMESTAMP.pack(properties.timestamp))
-    if properties.type:
-        flags |= 0x0020
-        pieces.append(_known(properties.type))
-    if properties.app_id:
-        flags |= 0x0008
-        pieces.append(_known(properties.app_id))
+    pieces += (message_id, last)
     return flags, b"".join(pieces)
 
 
@@ -263,56 +285,88 @@ class DeliveredProperties(msgspec.Struct, gc=False):
     cluster_id: str | None = None
 
 
+@functools.lru_cache(_CACHE_SIZE)
+def _read_opening(encoded: bytes) -> tuple[int, str | None]:
+    """Return the flags of properties, and the content type that stands behind them, if it does."""
+    flags = int.from_bytes(encoded[:2])
+    if flags & _RARE:
+        raise ValueError("properties that few messages have, or flags that AMQP does not have")
+    return flags, encoded[3:].decode() if flags & 0x8000 else None
+
+
+@functools.lru_cache(_CACHE_SIZE)
+def _read_closing(flags: int, encoded: bytes) -> tuple[str | None, str | None]:
+    """Return the type and the app_id, with which properties end, as far as the flags name them."""
+    kind = app_id = None
+    end = 0
+    if flags & 0x0020:
+        end = 1 + encoded[0]
+        kind = encoded[1:end].decode()
+    if flags & 0x0008:
+        end = (at := end + 1) + encoded[end]
+        app_id = encoded[at:end].decode()
+    if end != len(encoded):
+        raise IndexError("a length that lies")
+    return kind, app_id
+
+
 def read_properties(encoded: bytes, start: int, end: int) -> DeliveredProperties:
     """Decode what stands between ``start``, where the flags are, and ``end``."""
-    properties = DeliveredProperties()
     try:
-        offset = _read_properties(properties, encoded, start)
+        return _read_properties(encoded, start, end)
     except (ValueError, IndexError, struct.error) as error:
         if not is_raised_in(error, __name__):
             raise
-        offset = -1
-    if offset == end:
-        return properties
     # Something rare, or a length that lies and led into the frames that follow; pika keeps within.
     found = spec.BasicProperties().decode(encoded[start:end])
     names = DeliveredProperties.__struct_fields__
     return DeliveredProperties(*(plain(getattr(found, name)) for name in names))
 
 
-def _read_properties(properties: DeliveredProperties, encoded: bytes, offset: int) -> int:  # noqa: C901
-    # Written out: a loop over names and types takes twice as long.
-    flags = encoded[offset] << 8 | encoded[offset + 1]
-    if flags & _RARE:
-        raise ValueError("properties that few messages have, or flags that AMQP does not have")
-    offset += 2
-    if flags & 0x8000:
-        offset = (at := offset + 1) + encoded[offset]
-        properties.content_type = encoded[at:offset].decode()
+def _read_properties(encoded: bytes, start: int, end: int) -> DeliveredProperties:
+    # Written out: a loop over names and types takes twice as long. What it begins and ends with is
+    # the same for many messages.
+    offset = start + 2
+    if encoded[start] & 0x80:  # there is a content type
+        offset += 1 + encoded[offset]
+    flags, content_type = _read_opening(encoded[start:offset])
+    headers = mode = correlation_id = reply_to = message_id = timestamp = None
     if flags & 0x2000:
-        properties.headers, offset = _read_table(encoded, offset)
+        headers, offset = _read_table(encoded, offset)
     if flags & 0x1000:
-        properties.delivery_mode = encoded[offset]
+        mode = encoded[offset]
         offset += 1
     if flags & 0x0400:
         offset = (at := offset + 1) + encoded[offset]
-        properties.correlation_id = encoded[at:offset].decode()
+        correlation_id = encoded[at:offset].decode()
     if flags & 0x0200:
         offset = (at := offset + 1) + encoded[offset]
-        properties.reply_to = encoded[at:offset].decode()
+        reply_to = encoded[at:offset].decode()
     if flags & 0x0080:
         offset = (at := offset + 1) + encoded[offset]
-        properties.message_id = encoded[at:offset].decode()
+        message_id = encoded[at:offset].decode()
     if flags & 0x0040:
-        properties.timestamp = _TIMESTAMP.unpack_from(encoded, offset)[0]
+        (timestamp,) = _TIMESTAMP.unpack_from(encoded, offset)
         offset += 8
-    if flags & 0x0020:
-        offset = (at := offset + 1) + encoded[offset]
-        properties.type = encoded[at:offset].decode()
-    if flags & 0x0008:
-        offset = (at := offset + 1) + encoded[offset]
-        properties.app_id = encoded[at:offset].decode()
-    return offset
+    if offset > end:
+        raise IndexError("a length that lies")
+    kind, app_id = _read_closing(flags & 0x0028, encoded[offset:end])
+    # Without names, which would take as long again.
+    return DeliveredProperties(
+        content_type,
+        None,
+        headers,
+        mode,
+        None,
+        correlation_id,
+        reply_to,
+        None,
+        message_id,
+        timestamp,
+        kind,
+        None,
+        app_id,
+    )
 
 
 @functools.lru_cache(_CACHE_SIZE)
@@ -432,43 +486,52 @@ class Reader:
             self._contents.pop(channel, None)
         method = data[offset + 7 : offset + 11]
         if method == _DELIVER and channel in self._delivered:
-            try:
-                at = offset + 12 + data[offset + 11]
-                tag, bits = _TAG.unpack_from(data, at)
-                exchange, routing_key = _route(data[at + 9 : end - 1])
-            except (IndexError, struct.error) as error:
-                if not is_raised_in(error, __name__):
-                    raise
-                self._cold(data[offset:end])
-                return
-            consumer_tag = _text(data[offset + 12 : at])
-            delivery = (consumer_tag, tag, bits & 1 == 1, exchange, routing_key)
-            self._deliver(data, end, channel, delivery)
+            self._take_delivery(data, offset, end, channel)
         elif method == _ACK and end - offset == _ACK_FRAME.size and channel in self._confirmed:
             tag, bits = _TAG.unpack_from(data, offset + 11)
             self._confirmed[channel](tag, bits & 1 == 1)
         else:
             self._cold(data[offset:end])
 
-    def _deliver(self, data: bytes, offset: int, channel: int, method: _Method) -> None:
+    def _take_delivery(self, data: bytes, offset: int, end: int, channel: int) -> None:
         """Deliver at once what is there completely, in one body frame or none."""
-        length = len(data)
-        if offset + _CONTENT.size <= length:
-            kind, its_channel, size, its_class, body_size, _ = _CONTENT.unpack_from(data, offset)
-            at = offset + size + 8  # behind the header
-            end = at + body_size + 8 if body_size else at
+        at = offset + 12 + data[offset + 11]
+        try:
+            tag, bits = _TAG.unpack_from(data, at)
+            exchange, routing_key = _route(data[at + 9 : end - 1])
+        except (IndexError, struct.error) as error:
+            if not is_raised_in(error, __name__):
+                raise
+            self._cold(data[offset:end])
+            return
+        consumer_tag, is_redelivered = _text(data[offset + 12 : at]), bits & 1 == 1
+        if end + _CONTENT.size <= len(data):
+            kind, its_channel, size, its_class, body_size, _ = _CONTENT.unpack_from(data, end)
+            body = end + size + 15
+            last = body + body_size if body_size else body - 8
             if (
-                end <= length
+                last < len(data)
                 and kind == _HEADER
                 and its_channel == channel
                 and its_class == _BASIC
-                and data[at - 1] == data[end - 1] == _END
-                and (at == end or _FRAME.unpack_from(data, at) == (_BODY, channel, body_size))
+                and data[last] == _END
+                and (
+                    not body_size
+                    or _NEXT.unpack_from(data, body - 8) == (_END, _BODY, channel, body_size)
+                )
             ):
-                self._offset = end
-                properties = read_properties(data, offset + 19, at - 1)
-                self._delivered[channel](*method, properties, data[at + 7 : end - 1])
+                self._offset = last + 1
+                self._delivered[channel](
+                    consumer_tag,
+                    tag,
+                    is_redelivered,
+                    exchange,
+                    routing_key,
+                    read_properties(data, end + 19, body - 8),
+                    data[body:last],
+                )
                 return
+        method = (consumer_tag, tag, is_redelivered, exchange, routing_key)
         self._contents[channel] = _Content(method)
 
     def _take_content(self, data: bytes, offset: int, end: int, channel: int) -> None:
@@ -507,23 +570,24 @@ def is_usable() -> bool:
     """
     if not pika.__version__.startswith("1.4."):
         return False
-    headers = {
-        "text": "\u00e9",
-        "int": -1,
-        "long": 1 << 40,
-        "true": True,
-        "none": None,
-        "list": [1],
-    }
-    sample = Properties("a/b", headers, "c", "r", "m", "request", "app", 1 << 31, 5)
+    headers = {"text": "\u00e9", "int": -1, "long": 1 << 40, "true": True, "none": None}
+    common = Properties("a/b", headers, "c", "r", "m", "request", "app", 1 << 31)
+    rare = msgspec.structs.replace(common, headers={**headers, "list": [1]}, expiration=5)
+    return (
+        ack_frame(7, 9, multiple=True) == frame.Method(7, spec.Basic.Ack(9, True)).marshal()
+        and _is_as_with_pika(common)
+        and _is_as_with_pika(rare)
+    )
+
+
+def _is_as_with_pika(sample: Properties) -> bool:
     publication = Publication("exchange", "key", b"body", sample, is_mandatory=True)
     properties = pika_properties(sample)
     method = spec.Basic.Publish(exchange="exchange", routing_key="key", mandatory=True)
     wanted = (frame.Method(7, method), frame.Header(7, 4, properties), frame.Body(7, b"body"))
     encoded = b"".join(properties.encode())
     found = read_properties(encoded, 0, len(encoded))
-    return (
-        publish_frames(7, publication, 8) == b"".join(each.marshal() for each in wanted)
-        and ack_frame(7, 9, multiple=True) == frame.Method(7, spec.Basic.Ack(9, True)).marshal()
-        and all(getattr(found, name) == value for name, value in vars(properties).items())
+    is_written_so = publish_frames(7, publication, 8) == b"".join(each.marshal() for each in wanted)
+    return is_written_so and all(
+        getattr(found, name) == value for name, value in vars(properties).items()
     )

@@ -128,21 +128,23 @@ class Leader:
         coming = select.poll()
         coming.register(lead.socket, select.POLLIN)
         coming.register(lead.alarm.number, select.POLLIN)
+        came: list[tuple[int, int]] = []
         if lead.is_patient and not end.has_ended:
-            coming.poll(1000 * max(0.0, min(PATIENCE, lead.until - time.monotonic())))
+            came = coming.poll(1000 * max(0.0, min(PATIENCE, lead.until - time.monotonic())))
             lead.wire.expect(1)
             lead.is_patient = False
         while not end.has_ended:
             left = lead.until - time.monotonic()
             if left <= 0:
                 return
-            came = coming.poll(1000 * left)
+            came = came or coming.poll(1000 * left)
             if lead.is_over or not came:
                 return
             if (lead.alarm.number, select.POLLIN) in came:  # it was for the one before
                 lead.alarm.silence()
             if not self._loop.do_now(self._read, lead):
                 return
+            came = []
 
     def _read(self, lead: _Lead) -> bool:
         if lead.is_over or not lead.wire.is_open:
