@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -298,11 +299,13 @@ def import_seconds(peer: Peer) -> float:
 
 
 def measure(names: Sequence[str], bench: Bench, rounds: int) -> dict[str, Any]:
-    """Measure all peers in turn; each round begins at another one."""
+    """Measure all peers in turn, in each round in an order that is drawn.
+
+    In a fixed order each would have to bear what the same one before it leaves of the machine.
+    """
     results: dict[str, Any] = {name: {"rounds": []} for name in names}
     for number in range(rounds):
-        first = number * max(1, len(names) // rounds) % len(names)
-        for name in [*names[first:], *names[:first]]:
+        for name in random.sample(names, len(names)):
             figures = bench.round(name, number)
             results[name]["rounds"].append(figures)
             rates = [f"{w} {rate_of(figures[w]):,.0f}/s" for w in WORKLOADS if w in figures]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -119,6 +120,24 @@ def test_ratios_are_of_what_was_measured_in_the_same_round() -> None:
     lines = comparison.report({"about": {}, "peers": peers})
     (row,) = [line.split("|") for line in lines if line.startswith("| tavrida ")]
     assert ["0.50", "2.00"] == [row[3].strip(), row[8].strip()]
+
+
+def test_no_peer_has_to_follow_the_same_one_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would bear what that one leaves of the machine."""
+
+    class Noting(comparison.Bench):
+        def __init__(self) -> None:
+            self.order: list[str] = []
+
+        def round(self, name: str, number: int) -> dict[str, Any]:
+            self.order.append(name)
+            return {"failures": []}
+
+    monkeypatch.setattr(comparison, "import_seconds", lambda peer: 0.0)
+    names, bench = ["pika-select", "pika-confirmed", "tavrida"], Noting()
+    results = comparison.measure(names, bench, 100)
+    assert [100] * 3 == [len(results[name]["rounds"]) for name in names]
+    assert {(a, b) for a in names for b in names if a != b} <= set(itertools.pairwise(bench.order))
 
 
 @pytest.mark.slow
