@@ -151,6 +151,16 @@ def test_what_the_types_forbid_is_as_with_pika(properties: Properties) -> None:
     assert wanted == outcome(frames.publish_frames, 1, publication, BODY_MAX)
 
 
+def test_a_time_that_amqp_does_not_have_is_refused_also_behind_an_equal_one() -> None:
+    """What is remembered of the message before, with the integer 5, is not for it."""
+    right = Publication("e", "k", b"x", Properties(timestamp=5), is_mandatory=True)
+    wrong = Publication("e", "k", b"x", Properties(timestamp=5.0), is_mandatory=True)  # type: ignore[arg-type]
+    frames.publish_frames(1, right, BODY_MAX)
+    wanted = outcome(publish_by_pika, 1, wrong, BODY_MAX)
+    assert wanted == outcome(frames.publish_frames, 1, wrong, BODY_MAX)
+    assert wanted != outcome(frames.publish_frames, 1, right, BODY_MAX)
+
+
 @pytest.mark.parametrize("value", ["x", ["x"]])
 def test_headers_that_are_larger_than_a_frame_are_refused(value: Any) -> None:
     """Exactly from the byte on that is too many, however the value is encoded."""
